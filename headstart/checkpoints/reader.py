@@ -1,0 +1,202 @@
+"""Read a Hugging Face directory into a running model: config, weights, tokenizer, generation defaults."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from headstart.checkpoints.default import default_checkpoint_path
+from headstart.checkpoints.files import read_json
+from headstart.checkpoints.generation import GenerationConfig
+from headstart.checkpoints.hub import resolve
+from headstart.checkpoints.names import Piece, canonical, pieces, stacked_pieces
+from headstart.checkpoints.shard import Entry, Shard
+from headstart.checkpoints.tokenizer import Tokenizer
+from headstart.errors import CheckpointError
+from headstart.models.config import ModelConfig
+from headstart.models.decoder import Decoder
+
+_RUN_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LISTED = 3
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        path: its directory; None when it was made rather than read.
+        name: what users call it: the hub id or the directory's name.
+        config: its config, normalised.
+        decoder: the network with its weights.
+        tokenizer: its tokenizer; None if loading it was skipped.
+        generation_config: its defaults for generation.
+    """
+
+    path: Path | None
+    name: str
+    config: ModelConfig
+    decoder: Decoder
+    tokenizer: Tokenizer | None
+    generation_config: GenerationConfig
+
+
+def load_checkpoint(
+    name_or_path: str | Path | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: torch.device | str = "cpu",
+    *,
+    skip_tokenizer_init: bool = False,
+) -> Checkpoint:
+    """Load a checkpoint.
+
+    Weights are copied slice by slice from the mapped files into the parameters, so memory peaks little
+    above the weights themselves, also when their dtype changes on the way.
+
+    Args:
+        name_or_path: a directory or an id on the Hugging Face hub; None is the checkpoint that comes with the
+            package.
+        dtype: the dtype to run in; "auto" is the one that the config names, else float32.
+        device: where the weights go.
+        skip_tokenizer_init: leave the tokenizer out, for directories that have none.
+
+    Raises:
+        CheckpointError: anything wrong with the directory, in one sentence.
+    """
+    path = default_checkpoint_path() if name_or_path is None else resolve(name_or_path)
+    raw = read_json(path / "config.json")
+    config = ModelConfig.from_hf(raw, str(path / "config.json"))
+    tokenizer = None if skip_tokenizer_init else Tokenizer.from_directory(path)
+    if tokenizer is not None:
+        _check_vocabulary(tokenizer, config, path)
+    decoder = Decoder(config, run_dtype(dtype, config), device)
+    load_weights(decoder, path)
+    return Checkpoint(
+        path=path,
+        name=path.name if name_or_path is None or Path(name_or_path).is_dir() else str(name_or_path),
+        config=config,
+        decoder=decoder,
+        tokenizer=tokenizer,
+        generation_config=GenerationConfig.from_directory(path, config.raw),
+    )
+
+
+def run_dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:
+    """The dtype to run in: as asked, or what the config names for "auto".
+
+    Raises:
+        CheckpointError: a dtype that models cannot run in.
+    """
+    if dtype == "auto":
+        dtype = config.raw.get("dtype") or config.raw.get("torch_dtype") or "float32"
+    name = str(dtype).removeprefix("torch.")
+    name = {"half": "float16", "float": "float32"}.get(name, name)
+    if name not in _RUN_DTYPES:
+        raise CheckpointError(f"dtype must be auto, {', '.join(_RUN_DTYPES)}, not {name!r}")
+    return _RUN_DTYPES[name]
+
+
+@torch.no_grad()
+def load_weights(decoder: Decoder, directory: Path) -> None:
+    """Fill a decoder's parameters from the safetensors files of a directory.
+
+    Raises:
+        CheckpointError: a file is missing or truncated, or a tensor is missing, unexpected, of another shape,
+            or holds NaN or infinity.
+    """
+    places = pieces(decoder.config)
+    known = places | stacked_pieces(decoder.config)
+    parameters = dict(decoder.named_parameters())
+    unfilled = {name: parameter.numel() for name, parameter in parameters.items()}
+    unexpected: list[str] = []
+    for path in shard_paths(directory):
+        with Shard(path) as shard:
+            for name, entry in shard.entries.items():
+                plain = canonical(name)
+                if plain is None or (plain == "lm_head.weight" and decoder.config.tie_embeddings):
+                    continue
+                piece = known.get(plain) or known.get(f"model.{plain}")
+                if piece is None:
+                    unexpected.append(name)
+                    continue
+                _check_shape(name, entry, piece, path)
+                _copy(shard, name, piece, parameters[piece.parameter])
+                unfilled[piece.parameter] -= math.prod(piece.shape)
+    missing = [name for name, piece in places.items() if unfilled[piece.parameter] > 0]
+    for problem, names in (("lack", missing), ("hold the unexpected", unexpected)):
+        if names:
+            raise CheckpointError(
+                f"the weights in {directory} {problem} {_some_tensors(names)}; they do not fit the "
+                f"architecture {decoder.config.architecture} with the sizes in its config.json"
+            )
+
+
+def shard_paths(directory: Path) -> list[Path]:
+    """The safetensors files of a directory: those that its index names, or the one file.
+
+    Raises:
+        CheckpointError: there are none, or one that the index names is missing.
+    """
+    index_path = directory / "model.safetensors.index.json"
+    if index_path.is_file():
+        weight_map = read_json(index_path).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index_path} has no field 'weight_map', which names the weights files")
+        paths = [directory / Path(str(name)).name for name in sorted(set(weight_map.values()))]
+        for path in paths:
+            if not path.is_file():
+                raise CheckpointError(
+                    f"the weights file {path.name} that {index_path} names is missing; copy it into {directory}"
+                )
+        return paths
+    if (directory / "model.safetensors").is_file():
+        return [directory / "model.safetensors"]
+    other = next((p for pattern in ("*.bin", "*.pth", "*.gguf") for p in directory.glob(pattern)), None)
+    found = f" ({other.name} is in a format that is not read; convert it to safetensors)" if other else ""
+    raise CheckpointError(f"{directory} has no model.safetensors and no model.safetensors.index.json{found}")
+
+
+def _check_shape(name: str, entry: Entry, piece: Piece, path: Path) -> None:
+    if entry.shape != piece.shape:
+        raise CheckpointError(
+            f"tensor {name!r} in {path} has shape {list(entry.shape)}, but config.json makes it {list(piece.shape)}"
+        )
+    if not entry.dtype.is_floating_point or entry.dtype.itemsize == 1:
+        raise CheckpointError(
+            f"tensor {name!r} in {path} has dtype {str(entry.dtype).removeprefix('torch.')}, which is not "
+            "supported; weights must be float32, float16 or bfloat16"
+        )
+
+
+def _copy(shard: Shard, name: str, piece: Piece, parameter: Tensor) -> None:
+    target = parameter if piece.expert is None else parameter[piece.expert]
+    for first, rows in shard.slices(name):
+        # A sum is not finite when a term is not, at a fraction of the cost of testing each.
+        if not math.isfinite(rows.sum().item()) and not bool(rows.isfinite().all()):
+            raise CheckpointError(
+                f"tensor {name!r} in {shard.path} holds NaN or infinity; the checkpoint is damaged or its "
+                "training diverged"
+            )
+        into = target[piece.start + first : piece.start + first + rows.shape[0]]
+        into.copy_(rows)
+        if into.dtype == torch.float16 and not bool(into.isfinite().all()):
+            raise CheckpointError(
+                f"tensor {name!r} in {shard.path} has numbers too large for float16; run it in bfloat16 or float32"
+            )
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
+    """Every ordinary token needs an embedding. Special tokens of other modalities may have none."""
+    if tokenizer.text_vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {path} has {tokenizer.text_vocab_size} tokens, but config.json says "
+            f"vocab_size {config.vocab_size}; they are of different models"
+        )
+
+
+def _some_tensors(names: list[str]) -> str:
+    listed = ", ".join(repr(name) for name in names[:_LISTED])
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"tensor{'s' if len(names) > 1 else ''} {listed}{more}"

@@ -1,0 +1,1 @@
+"""The inference core. Read in order: request, batch, cache, scheduler, runner, sampler, engine."""

@@ -1,0 +1,176 @@
+"""The KV cache: pages of keys and values, who holds them, and what is reused.
+
+Every page is in exactly one of three places: free, in the prefix tree (cached, shared by any number of leases), or
+private to one lease. A `Lease` is the only way to hold pages; releasing it is the only way to give them back.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headstart.engine.radix import Node, PrefixTree
+from headstart.engine.seams import KVStore, LayerKV, PageLease
+
+
+@dataclass(eq=False)
+class Lease(PageLease):
+    """The pages of one sequence; the first `shared` belong to the prefix tree, the rest to this lease alone."""
+
+    store: "PagedKVStore"
+    node: Node | None
+    pages: list[int]
+    shared: int
+
+    def __post_init__(self) -> None:
+        self.num_cached = self.shared * self.store.page_size
+
+    def reserve(self, length: int) -> bool:
+        wanted = -(-length // self.store.page_size) - len(self.pages)
+        if wanted > 0:
+            taken = self.store.take(wanted, self.pages[-1] + 1 if self.pages else None)
+            if taken is None:
+                return False
+            self.pages += taken
+        return True
+
+    def commit(self, tokens: list[int], computed: int) -> None:
+        size, tree = self.store.page_size, self.store.tree
+        whole = computed // size
+        if self.node is None or whole <= self.shared:
+            return
+        new = np.asarray(tokens[self.shared * size : whole * size], dtype=np.int32)
+        own = self.pages[self.shared : whole]
+        node, held = tree.insert(self.node, new, own)
+        tree.lock(node)
+        tree.unlock(self.node)
+        # Where a neighbour was first with the same tokens, its page serves both and ours is free again.
+        self.store.give_back([mine for mine, its in zip(own, held, strict=True) if mine != its])
+        self.pages[self.shared : whole] = held
+        self.node, self.shared = node, whole
+
+    def release(self) -> None:
+        self.store.close(self)
+
+
+class PagedKVStore(KVStore):
+    """Pages in one device's memory, with prefix sharing.
+
+    Args:
+        layers: what each layer keeps per token (`KVLayout`'s answer).
+        num_pages: pages in the pool; each holds `page_size` tokens of every layer.
+        page_size: tokens per page.
+        device: where the pages live.
+    """
+
+    def __init__(
+        self, layers: list[LayerKV], num_pages: int, page_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.page_size = page_size
+        self.num_pages = num_pages
+        self.tree = PrefixTree(page_size)
+        self._free = np.ones(num_pages, dtype=bool)
+        self.num_free = num_pages
+        self._leases: set[Lease] = set()
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        for layer in layers:
+            if layer.alias_of is not None:
+                self._keys.append(self._keys[layer.alias_of])
+                self._values.append(self._values[layer.alias_of])
+                continue
+            shape = (num_pages, page_size, layer.num_kv_heads, layer.head_dim)
+            # Zeros, since a padded read may touch slots that no key was written to, and 0 x NaN is NaN.
+            self._keys.append(torch.zeros(shape, dtype=layer.dtype, device=device))
+            self._values.append(torch.zeros(shape, dtype=layer.dtype, device=device))
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each `[P, page_size, Hkv, D]`."""
+        return self._keys[index], self._values[index]
+
+    def open(self, namespace: str | None, tokens: list[int]) -> Lease:
+        lease = Lease(self, None, [], 0)
+        if namespace is not None:
+            whole = (len(tokens) - 1) // self.page_size * self.page_size
+            node, pages = self.tree.match(namespace, np.asarray(tokens[:whole], dtype=np.int32))
+            self.tree.lock(node)
+            lease = Lease(self, node, pages, len(pages))
+        self._leases.add(lease)
+        return lease
+
+    def drop(self, namespace: str) -> None:
+        self.give_back(self.tree.drop(namespace))
+
+    def close(self, lease: Lease) -> None:
+        """End a lease: its private pages become free, the shared ones stay cached until evicted."""
+        if lease not in self._leases:
+            return
+        self._leases.remove(lease)
+        self.give_back(lease.pages[lease.shared :])
+        if lease.node is not None:
+            self.tree.unlock(lease.node)
+        lease.pages, lease.shared, lease.node = [], 0, None
+
+    @property
+    def num_cached(self) -> int:
+        """Pages in the prefix tree."""
+        return self.tree.num_pages
+
+    @property
+    def num_leased(self) -> int:
+        """Pages private to open leases."""
+        return sum(len(lease.pages) - lease.shared for lease in self._leases)
+
+    @property
+    def num_available(self) -> int:
+        """Pages that are free or could be evicted now."""
+        return self.num_free + self.tree.num_unlocked_pages
+
+    @property
+    def bytes_per_page(self) -> int:
+        """Memory of one page over all layers, aliases counted once."""
+        tensors = {t.data_ptr(): t for t in self._keys + self._values}
+        return sum(t[0].numel() * t.element_size() for t in tensors.values())
+
+    def check(self) -> None:
+        """Raise AssertionError unless every page is in exactly one place and the counters agree."""
+        free = np.flatnonzero(self._free).tolist()
+        cached = [page for node in self.tree.nodes() for page in node.pages]
+        leased = [page for lease in self._leases for page in lease.pages[lease.shared :]]
+        assert sorted(free + cached + leased) == list(range(self.num_pages)), "a page was lost or held twice"
+        assert (len(free), len(cached)) == (self.num_free, self.num_cached), "page counters are off"
+        unlocked = sum(len(node.pages) for node in self.tree.nodes() if node.locks == 0)
+        assert unlocked == self.tree.num_unlocked_pages, "the count of unlocked pages is off"
+
+    def take(self, wanted: int, after: int | None) -> list[int] | None:
+        """So many free pages, evicting cached ones if needed; None when there are not enough.
+
+        Prefers the pages from `after` on, then a run of neighbours: a CPU reads a sequence whose pages follow each
+        other in place.
+        """
+        if wanted > self.num_available:
+            return None
+        if wanted > self.num_free:
+            self.give_back(self.tree.evict(wanted - self.num_free))
+        taken: list[int] = []
+        while after is not None and len(taken) < wanted and after < self.num_pages and self._free[after]:
+            taken.append(after)
+            after += 1
+        self._free[taken] = False
+        rest = wanted - len(taken)
+        if rest:
+            free = np.flatnonzero(self._free)
+            runs = np.flatnonzero(free[rest - 1 :] - free[: len(free) - rest + 1] == rest - 1)
+            first = int(runs[0]) if len(runs) else 0
+            chosen = free[first : first + rest]
+            self._free[chosen] = False
+            taken += chosen.tolist()
+        self.num_free -= wanted
+        return taken
+
+    def give_back(self, pages: list[int]) -> None:
+        """Make pages free that nobody holds any more."""
+        assert not self._free[pages].any(), "a page was freed twice"
+        self._free[pages] = True
+        self.num_free += len(pages)

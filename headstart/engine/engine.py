@@ -1,0 +1,359 @@
+"""The engine: requests in, one step at a time, outputs out. Everything else in this folder is one of its parts."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headstart.checkpoints.reader import Checkpoint, load_checkpoint
+from headstart.engine.args import EngineArgs
+from headstart.engine.batch import Allotment, TokenBatch
+from headstart.engine.cache import PagedKVStore
+from headstart.engine.detokenizer import Detokenizer
+from headstart.engine.grammar import GrammarCompiler
+from headstart.engine.intake import Prompt, read_prompt
+from headstart.engine.outputs import RequestMetrics, RequestOutput
+from headstart.engine.params import SamplingParams
+from headstart.engine.planner import StepPlanner
+from headstart.engine.report import render
+from headstart.engine.request import Request, Sequence
+from headstart.engine.runner import Runner
+from headstart.engine.sampler import Sampled, Sampler
+from headstart.engine.seams import KVLayout, LogitRule, PromptRule
+from headstart.engine.stack import Stack
+from headstart.errors import InvalidRequestError
+
+# Logits of prompt rows are made this many at a time: a vocabulary of 150 thousand takes 600 KB a row.
+_LOGIT_ROWS = 128
+# Keeps the draws of a request's several outputs apart; the odd constant of splitmix64.
+_SEED_STRIDE = 0x9E3779B97F4A7C15
+
+
+@dataclass
+class EngineStats:
+    """Counters since the start, and where pages and requests are now."""
+
+    num_running: int
+    num_waiting: int
+    pages_total: int
+    pages_free: int
+    pages_cached: int
+    prompt_tokens: int
+    generation_tokens: int
+    queried_tokens: int
+    cached_tokens: int
+    preemptions: int
+    steps: int
+    finished: dict[str, int] = field(default_factory=dict)
+
+
+class Engine:
+    """A model that serves requests. Not for several threads at once: `AsyncEngine` and `LLM` drive it.
+
+    Args:
+        args: the settings.
+        checkpoint: a model that is already loaded; default: the one that `args` names.
+
+    Raises:
+        HeadstartError: a checkpoint, method or setting that cannot be used, in one sentence.
+    """
+
+    def __init__(self, args: EngineArgs, checkpoint: Checkpoint | None = None) -> None:
+        self.args = args
+        self.stack = Stack(args.use)
+        self.checkpoint = checkpoint or load_checkpoint(
+            args.model, args.dtype, args.device, skip_tokenizer_init=args.skip_tokenizer_init
+        )
+        decoder = self.checkpoint.decoder
+        self.tokenizer = self.checkpoint.tokenizer
+        self.vocab_size = self.checkpoint.config.vocab_size
+        self.eos_ids = self.checkpoint.generation_config.eos_token_ids
+        device = torch.device(args.device)
+        layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
+        num_pages, self.max_model_len = args.cache_size(layers, self.checkpoint.config)
+        self.store = PagedKVStore(layers, num_pages, args.page_size, device)
+        self.planner = StepPlanner(self.store, args.max_num_seqs, args.step_tokens, self.stack.whole_prompts)
+        self.runner = Runner(decoder, self.store, self.stack, device)
+        self.sampler = Sampler(self.eos_ids, self._decode_one)
+        self.requests: dict[str, Request] = {}
+        self._scheduler = self.stack.scheduler
+        self._logit_rule = self.stack.optional("logit_rule", LogitRule)
+        self._prompt_rule = self.stack.optional("prompt_rule", PromptRule)
+        self._grammars: GrammarCompiler | None = None
+        self._random = np.random.default_rng(args.seed)
+        self._finished: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the methods in force leave the model's distribution unchanged."""
+        return self.stack.exact
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self.requests)
+
+    def prepare(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, cache_salt: str | None = None
+    ) -> Request:
+        """Turn a prompt into a request: tokenized, checked, its grammar compiled. Safe to call from any thread.
+
+        Raises:
+            InvalidRequestError: an empty or too long prompt, unknown token ids, or parameters that do not fit.
+        """
+        text, ids = read_prompt(prompt, self.tokenizer, self.vocab_size)
+        if self._prompt_rule is not None:
+            ids = self._prompt_rule.rewrite(ids)
+        self._check(ids, params)
+        own_namespace = not self.args.enable_prefix_caching and params.generated > 1
+        namespace = f"request:{request_id}" if own_namespace else None
+        if self.args.enable_prefix_caching:
+            parts = (self.stack.fingerprint, self.checkpoint.decoder.reuse_salt(len(ids)), cache_salt or "")
+            namespace = "\x1f".join(parts)
+        room = self.max_model_len - len(ids)
+        request = Request(
+            request_id=request_id,
+            prompt=text,
+            prompt_ids=ids,
+            params=params,
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            namespace=namespace,
+            own_namespace=own_namespace,
+            metrics=RequestMetrics(arrival_time=time.monotonic()),
+        )
+        request.sequences = [self._sequence(request, index) for index in range(params.generated)]
+        return request
+
+    def submit(self, request: Request) -> None:
+        """Put a prepared request in the waiting line.
+
+        Raises:
+            InvalidRequestError: a request of this id is already here.
+        """
+        if request.request_id in self.requests:
+            raise InvalidRequestError(f"a request {request.request_id!r} is already running", "request_id")
+        seed = request.params.seed
+        seed = int(self._random.integers(2**63)) if seed is None else seed
+        for sequence in request.sequences:
+            sequence.seed = (seed + sequence.index * _SEED_STRIDE) % 2**64
+        self.requests[request.request_id] = request
+        # The other outputs wait until the first has read the prompt, and then find its keys.
+        self.planner.waiting.append(request.sequences[0])
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request wherever it stands and free its pages; None if there is no such request."""
+        request = self.requests.get(request_id)
+        if request is None:
+            return None
+        for sequence in request.sequences:
+            if not sequence.finished:
+                self._finish(sequence, "abort")
+        self._retire(request)
+        return render(request, self.stack.exact)
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step and return what it produced for the requests that want to hear of it."""
+        self.planner.begin()
+        self._scheduler.schedule(self.planner)
+        allotments = self.planner.allotments()
+        if not allotments:
+            return []
+        self._note_start(allotments)
+        batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device)
+        hidden = self.runner.run(batch)
+        ready = self._collect(allotments, hidden)
+        self._totals["steps"] += 1
+        for allotment in allotments:
+            sequence = allotment.sequence
+            sequence.num_computed += allotment.num_tokens
+            assert sequence.lease is not None
+            sequence.lease.commit(sequence.tokens, sequence.num_computed)
+        touched: dict[str, Request] = {}
+        if ready:
+            for sequence, drawn in zip(ready[0], self._sample(*ready), strict=True):
+                self._append(sequence, drawn)
+                touched[sequence.request.request_id] = sequence.request
+        return [output for request in touched.values() if (output := self._report(request)) is not None]
+
+    def stats(self) -> EngineStats:
+        """The counters now."""
+        return EngineStats(
+            num_running=len(self.planner.running),
+            num_waiting=len(self.planner.waiting),
+            pages_total=self.store.num_pages,
+            pages_free=self.store.num_free,
+            pages_cached=self.store.num_cached,
+            prompt_tokens=self._totals["prompt"],
+            generation_tokens=self._totals["generation"],
+            queried_tokens=self._totals["queried"],
+            cached_tokens=self._totals["cached"],
+            preemptions=self.planner.num_preemptions,
+            steps=self._totals["steps"],
+            finished=dict(self._finished),
+        )
+
+    def _check(self, ids: list[int], params: SamplingParams) -> None:
+        """Refuse what can never be served, with its numbers."""
+        if len(ids) >= self.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(ids)} tokens, but this model serves at most {self.max_model_len} tokens of "
+                "prompt and output together; shorten the prompt",
+                "prompt",
+            )
+        for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            beyond = [token for token in tokens or () if not 0 <= token < self.vocab_size]
+            if beyond:
+                raise InvalidRequestError(
+                    f"{name} names token {beyond[0]}, but the vocabulary ends at {self.vocab_size - 1}", name
+                )
+        if self.tokenizer is None and (params.stop or params.structured_outputs):
+            raise InvalidRequestError("stop strings and structured outputs need a tokenizer", "stop")
+
+    def _sequence(self, request: Request, index: int) -> Sequence:
+        params, ids = request.params, request.prompt_ids
+        sequence = Sequence(request, index, list(ids), len(ids), seed=0)
+        if self.tokenizer is not None and (params.detokenize or params.stop):
+            sequence.detokenizer = Detokenizer(
+                self.tokenizer,
+                ids,
+                list(params.stop or ()),
+                params.include_stop_str_in_output,
+                params.min_tokens,
+                params.skip_special_tokens,
+            )
+        if params.structured_outputs is not None:
+            assert self.tokenizer is not None
+            if self._grammars is None:
+                self._grammars = GrammarCompiler(self.tokenizer.inner, self.eos_ids, self.vocab_size)
+            sequence.matcher = self._grammars.compile(params.structured_outputs)
+        return sequence
+
+    def _note_start(self, allotments: list[Allotment]) -> None:
+        """First-scheduled times, and what the prefix cache gave."""
+        now = time.monotonic()
+        for allotment in allotments:
+            sequence, request = allotment.sequence, allotment.sequence.request
+            if request.metrics.first_scheduled_time is None and sequence.lease is not None:
+                request.metrics.first_scheduled_time = now
+                request.num_cached = min(sequence.lease.num_cached, sequence.num_prompt)
+                self._totals["queried"] += sequence.num_prompt
+                self._totals["cached"] += request.num_cached
+                self._totals["prompt"] += sequence.num_prompt
+
+    def _collect(self, allotments: list[Allotment], hidden: Tensor) -> tuple[list[Sequence], Tensor] | None:
+        """The sequences whose next token is due, and their rows of `hidden`; notes prompt log-probabilities."""
+        due: list[Sequence] = []
+        rows: list[int] = []
+        at = 0
+        for allotment in allotments:
+            sequence = allotment.sequence
+            if sequence.wants_prompt_logprobs and sequence.num_computed < sequence.num_prompt:
+                self._note_prompt(allotment, hidden[at : at + allotment.num_tokens])
+                at += allotment.num_tokens
+            elif allotment.completes:
+                at += 1
+            if allotment.completes:
+                due.append(sequence)
+                rows.append(at - 1)
+        if not due:
+            return None
+        if len(rows) == hidden.shape[0]:
+            return due, hidden
+        return due, hidden[torch.tensor(rows, device=hidden.device)]
+
+    def _note_prompt(self, allotment: Allotment, hidden: Tensor) -> None:
+        """Log-probabilities of the prompt tokens that these rows predict."""
+        sequence = allotment.sequence
+        request, count = sequence.request, sequence.params.prompt_logprobs
+        assert count is not None
+        if request.prompt_logprobs is None or sequence.num_computed == 0:
+            request.prompt_logprobs = [None]
+        first = sequence.num_computed + 1
+        for top in range(0, hidden.shape[0], _LOGIT_ROWS):
+            tokens = sequence.tokens[first + top : min(first + top + _LOGIT_ROWS, sequence.num_prompt)]
+            tokens = tokens[: hidden.shape[0] - top]
+            if tokens:
+                logits = self.runner.logits(hidden[top : top + len(tokens)])
+                logprobs = torch.log_softmax(logits, -1)
+                request.prompt_logprobs += self.sampler.entries(logprobs, tokens, count)
+
+    @torch.inference_mode()
+    def _sample(self, sequences: list[Sequence], hidden: Tensor) -> list[Sampled]:
+        logits = self.runner.logits(hidden)
+        if self._logit_rule is not None:
+            logits = self._logit_rule.apply(logits, sequences)
+        return self.sampler.sample(logits, sequences)
+
+    def _append(self, sequence: Sequence, drawn: Sampled) -> None:
+        """Take a drawn token: text, grammar, log-probabilities, and whether the output ends with it."""
+        request, params = sequence.request, sequence.params
+        now = time.monotonic()
+        if not request.prompt_done:
+            request.prompt_done = True
+            self.planner.waiting.extendleft(reversed(request.sequences[1:]))
+        request.metrics.first_token_time = request.metrics.first_token_time or now
+        request.metrics.last_token_time = now
+        self._totals["generation"] += 1
+        sequence.tokens.append(drawn.token_id)
+        if drawn.logprobs is not None:
+            sequence.logprobs.append(drawn.logprobs)
+            sequence.cumulative_logprob += drawn.logprobs[drawn.token_id].logprob
+        self._end_if_due(sequence, drawn.token_id, params)
+
+    def _end_if_due(self, sequence: Sequence, token: int, params: SamplingParams) -> None:
+        early = sequence.num_output <= params.min_tokens
+        if token in self.eos_ids and not early and (not params.ignore_eos or _closed(sequence)):
+            return self._finish(sequence, "stop")
+        if token in (params.stop_token_ids or ()) and not early:
+            if params.include_stop_str_in_output and sequence.detokenizer is not None:
+                sequence.detokenizer.add(token)
+            return self._finish(sequence, "stop", token)
+        if sequence.matcher is not None:
+            sequence.matcher.accept(token)
+        if sequence.detokenizer is not None:
+            sequence.detokenizer.add(token)
+            if sequence.detokenizer.stopped_by is not None:
+                return self._finish(sequence, "stop", sequence.detokenizer.stopped_by)
+        if sequence.num_output >= sequence.request.max_tokens:
+            return self._finish(sequence, "length")
+        return None
+
+    def _finish(self, sequence: Sequence, reason: str, stop_reason: str | int | None = None) -> None:
+        """End one output and free its pages."""
+        sequence.finish_reason, sequence.stop_reason = reason, stop_reason
+        if sequence.detokenizer is not None:
+            sequence.detokenizer.finish()
+            if reason != "abort" and sequence.detokenizer.stopped_by and sequence.stop_reason is None:
+                sequence.finish_reason, sequence.stop_reason = "stop", sequence.detokenizer.stopped_by
+        self.planner.release(sequence)
+        self._finished[sequence.finish_reason] += 1
+
+    def _report(self, request: Request) -> RequestOutput | None:
+        if request.finished:
+            self._retire(request)
+        quiet = request.params.output_kind == "final" or request.params.generated > request.params.n
+        return None if quiet and not request.finished else render(request, self.stack.exact)
+
+    def _retire(self, request: Request) -> None:
+        request.metrics.finished_time = time.monotonic()
+        del self.requests[request.request_id]
+        if request.own_namespace and request.namespace is not None:
+            self.store.drop(request.namespace)
+
+    def _decode_one(self, token: int) -> str:
+        return "" if self.tokenizer is None else self.tokenizer.decode([token], skip_special_tokens=False)
+
+
+def _closed(sequence: Sequence) -> bool:
+    """Whether the sequence's grammar is complete, so that nothing may follow but the end."""
+    return sequence.matcher is not None and sequence.matcher.finished
+
+
+def with_output_kind(params: SamplingParams, kind: Any) -> SamplingParams:
+    """The same parameters, reporting differently."""
+    return params if params.output_kind == kind else replace(params, output_kind=kind)

@@ -1,0 +1,148 @@
+"""Structured output: which tokens a grammar allows next, as bitmasks over the vocabulary."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+import llguidance
+import tokenizers
+import torch
+
+from headstart.engine.params import StructuredOutputs
+from headstart.errors import InvalidRequestError
+
+CACHED_GRAMMARS = 64
+# JSON allows white space without end between its parts, and a small model can then write nothing else until
+# its tokens run out. One space, or one line break with its indentation, keeps every usual layout possible.
+JSON_OPTIONS: Any = {"whitespace_pattern": r"( |\n {0,32})?"}
+
+
+class Matcher:
+    """Follows one output through its grammar: `fill` before each token, `accept` after it.
+
+    Once nothing more may follow (the grammar is complete, a token was not accepted, or the parser reached its
+    limits), `finished` is true and `fill` allows the end-of-sequence tokens alone: the output must end, even
+    if its request ignores the end of sequence.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, grammar_vocab: int, vocab_size: int) -> None:
+        self._matcher = matcher
+        # The tokenizer may know more ids than the model has logits; the parser needs room for all of them.
+        self._mask = torch.zeros(_words(grammar_vocab), dtype=torch.int32)
+        self.vocab_size = vocab_size
+
+    def fill(self, mask_row: torch.Tensor) -> None:
+        """Write what is allowed next to `mask_row` `[ceil(V/32)]`, int32 on the CPU.
+
+        Token i is bit i % 32 of word i // 32.
+        """
+        self._matcher.unsafe_compute_mask_ptr(self._mask.data_ptr(), self._mask.numel() * 4)
+        mask_row.copy_(self._mask[: mask_row.numel()])
+
+    def accept(self, token_id: int) -> bool:
+        """Move past `token_id`; False if the grammar does not allow it there."""
+        return self._matcher.consume_token(token_id)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but the end of the sequence may follow."""
+        return self._matcher.is_stopped()
+
+
+class GrammarCompiler:
+    """Turns the `structured_outputs` of requests into matchers over one tokenizer. Safe to use from threads.
+
+    Args:
+        tokenizer: the model's tokenizer, whose tokens' bytes the grammars are matched against.
+        eos_token_id: the id or ids that end an output; allowed where the grammar may end.
+        vocab_size: V, the number of logits; ids above the tokenizer's own are never allowed.
+    """
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, eos_token_id: int | Sequence[int] | None, vocab_size: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._eos = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or []) or None
+        self._grammar_vocab = max(vocab_size, tokenizer.get_vocab_size(with_added_tokens=True))
+        self._vocab_size = vocab_size
+        self._trie: llguidance.LLTokenizer | None = None
+        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._lock = Lock()
+
+    def compile(self, outputs: StructuredOutputs) -> Matcher:
+        """A matcher at the start of the grammar; compiled grammars are kept for the next request.
+
+        Raises:
+            InvalidRequestError: the schema, expression or grammar is malformed, unsatisfiable or unsupported.
+        """
+        grammar, kind = _grammar_of(outputs)
+        with self._lock:
+            prototype = self._compiled.get(grammar)
+            if prototype is None:
+                prototype = llguidance.LLMatcher(self._tokenizer_trie(), grammar, log_level=0)
+                if prototype.is_error():
+                    raise _invalid(kind, prototype.get_error())
+                self._compiled[grammar] = prototype
+            self._compiled.move_to_end(grammar)
+            if len(self._compiled) > CACHED_GRAMMARS:
+                self._compiled.popitem(last=False)
+            return Matcher(prototype.deep_copy(), self._grammar_vocab, self._vocab_size)
+
+    def _tokenizer_trie(self) -> llguidance.LLTokenizer:
+        # Built on first use: it takes a second for a vocabulary of 100 thousand, and most runs never need it.
+        if self._trie is None:
+            self._trie = llguidance.LLTokenizer(
+                self._tokenizer.to_str(), n_vocab=self._grammar_vocab, eos_token=self._eos
+            )
+        return self._trie
+
+
+def allowed_bitmask(matchers: Sequence[Matcher]) -> torch.Tensor:
+    """The tokens each of N matchers allows next, as int32 `[N, ceil(V/32)]` on the CPU."""
+    masks = torch.zeros(len(matchers), _words(matchers[0].vocab_size) if matchers else 0, dtype=torch.int32)
+    for row, matcher in zip(masks, matchers, strict=True):
+        matcher.fill(row)
+    return masks
+
+
+def apply_bitmask_(logits: torch.Tensor, rows: torch.Tensor | Sequence[int], bitmasks: torch.Tensor) -> None:
+    """Set to minus infinity, in place, what is not allowed.
+
+    Args:
+        logits: `[N, V]`, on any device.
+        rows: `[R]` row indices into `logits`, each at most once.
+        bitmasks: int32 `[R, ceil(V/32)]`, one per row, as `allowed_bitmask` returns them.
+    """
+    device = logits.device
+    rows = torch.as_tensor(rows, dtype=torch.long).to(device)
+    bits = torch.arange(32, dtype=torch.int32, device=device)
+    allowed = ((bitmasks.to(device).unsqueeze(-1) >> bits) & 1).bool().flatten(1)[:, : logits.shape[1]]
+    logits[rows] = logits[rows].masked_fill(~allowed, float("-inf"))
+
+
+def _words(vocab_size: int) -> int:
+    return (vocab_size + 31) // 32
+
+
+def _grammar_of(outputs: StructuredOutputs) -> tuple[str, str]:
+    """The grammar in llguidance's form, and what to call it to the user."""
+    if outputs.regex is not None:
+        return llguidance.LLMatcher.grammar_from_regex(outputs.regex), "regular expression"
+    if outputs.grammar is not None:
+        return llguidance.LLMatcher.grammar_from_lark(outputs.grammar), "grammar"
+    schema = {"type": "object"} if outputs.json_object else outputs.json
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    try:
+        return llguidance.LLMatcher.grammar_from_json_schema(text, defaults=JSON_OPTIONS), "JSON schema"
+    except ValueError as error:
+        raise _invalid("JSON schema", str(error)) from None
+
+
+def _invalid(kind: str, report: str) -> InvalidRequestError:
+    """One sentence from a report that may span lines and draw carets."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()] or ["it is not understood"]
+    # Rust's regex parser gives its reason on a line of its own, below the expression it quotes.
+    reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    return InvalidRequestError(f"the {kind} in response_format cannot be used: {reason[:200]}", "response_format")

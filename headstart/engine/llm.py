@@ -1,0 +1,153 @@
+"""The offline API, with the names and fields of vLLM's: `LLM(model).generate(prompts, SamplingParams(...))`."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from headstart.checkpoints.tokenizer import Tokenizer
+from headstart.engine.args import EngineArgs
+from headstart.engine.engine import Engine, with_output_kind
+from headstart.engine.intake import Prompt
+from headstart.engine.outputs import RequestOutput
+from headstart.engine.params import SamplingParams
+from headstart.errors import InvalidRequestError
+
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model in this process.
+
+    Args:
+        model: a Hugging Face directory or hub id; None is the checkpoint that comes with the package.
+        **settings: the other fields of `EngineArgs`: dtype, max_model_len, max_num_seqs, max_num_batched_tokens,
+            enable_prefix_caching, seed, use, and so on.
+
+    Raises:
+        HeadstartError: what keeps the model from running, in one sentence.
+    """
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        self.engine = Engine(EngineArgs(model=model, **settings))
+        self._ids = count()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        if self.engine.tokenizer is None:
+            raise InvalidRequestError("this model runs without a tokenizer")
+        return self.engine.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest prompt plus output, in tokens."""
+        return self.engine.max_model_len
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Complete prompts: a string, `{"prompt_token_ids": [...]}`, or a list of either.
+
+        Args:
+            prompts: one or many.
+            sampling_params: for all, or one for each; default: the checkpoint's recommendation, 16 tokens.
+            use_tqdm: show progress on a terminal.
+
+        Returns:
+            One `RequestOutput` per prompt, in their order.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter that cannot be served; nothing runs then.
+        """
+        many = _as_list(prompts)
+        if isinstance(sampling_params, Sequence):
+            if len(sampling_params) != len(many):
+                raise InvalidRequestError(
+                    f"there are {len(many)} prompts but {len(sampling_params)} sampling params: give one, or one each"
+                )
+            each = list(sampling_params)
+        else:
+            each = [sampling_params or self.default_sampling_params()] * len(many)
+        requests = [
+            self.engine.prepare(str(next(self._ids)), prompt, with_output_kind(params, "final"))
+            for prompt, params in zip(many, each, strict=True)
+        ]
+        order = [request.request_id for request in requests]
+        for request in requests:
+            self.engine.submit(request)
+        try:
+            return self._run(order, use_tqdm and sys.stderr.isatty())
+        finally:
+            for request_id in order:
+                self.engine.abort(request_id)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = False,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several: lists of `{"role": ..., "content": ...}`."""
+        several = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations = messages if several else [messages]
+        extra = {"chat_template": chat_template} if chat_template else {}
+        prompts = []
+        for conversation in conversations:
+            text = self.tokenizer.apply_chat_template(
+                list(conversation),  # type: ignore[arg-type]
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                **extra,
+            )
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            prompts.append({"prompt_token_ids": ids})
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Complete one prompt piece by piece: each item's outputs hold only what is new."""
+        params = with_output_kind(sampling_params or self.default_sampling_params(), "delta")
+        request = self.engine.prepare(str(next(self._ids)), prompt, params)
+        self.engine.submit(request)
+        try:
+            while not request.finished:
+                yield from self.engine.step()
+        finally:
+            self.engine.abort(request.request_id)
+
+    def default_sampling_params(self, max_tokens: int = 16) -> SamplingParams:
+        """What the checkpoint's `generation_config.json` recommends."""
+        found = self.engine.checkpoint.generation_config
+        given = {
+            name: value
+            for name in ("temperature", "top_p", "top_k", "repetition_penalty")
+            if (value := getattr(found, name)) is not None
+        }
+        return SamplingParams(max_tokens=max_tokens, **given)
+
+    def _run(self, order: list[str], show: bool) -> list[RequestOutput]:
+        """Step until all are done."""
+        done: dict[str, RequestOutput] = {}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, disable=not show, transient=True) as progress:
+            task = progress.add_task("prompts", total=len(order))
+            while len(done) < len(order):
+                for output in self.engine.step():
+                    if output.finished:
+                        done[output.request_id] = output
+                        progress.advance(task)
+        return [done[request_id] for request_id in order]
+
+
+def _as_list(prompts: Any) -> list[Prompt]:
+    """One prompt (text, dict or token ids) or many, as many."""
+    one = isinstance(prompts, str | Mapping) or (isinstance(prompts, list) and prompts and type(prompts[0]) is int)
+    return [prompts] if one else list(prompts)

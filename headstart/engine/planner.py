@@ -1,0 +1,138 @@
+"""What a scheduler fills: one step's tokens, under a budget, with memory reserved and order kept."""
+
+from collections import deque
+
+from headstart.engine.batch import Allotment
+from headstart.engine.request import Sequence
+from headstart.engine.seams import KVStore
+
+# Sarathi-Serve keeps this share of the pages free when it admits, so that running decodes can grow (paper, section 4).
+WATERMARK = 0.01
+
+
+class StepPlanner:
+    """The queues, and the step being planned.
+
+    A scheduler reads `running` (in order of admission) and `waiting` (in order of arrival, preempted ones first) and
+    calls `decode`, `prefill` and `admit`. Running out of pages while decoding preempts the sequence admitted last: it
+    gives its pages back and is computed again later.
+
+    Args:
+        store: the KV cache.
+        max_num_seqs: at most this many sequences run at once.
+        max_num_batched_tokens: the budget of a step. Decodes are never refused for lack of it.
+        whole_prompts: a method in force needs each prompt in one piece (its `chunking` trait).
+    """
+
+    def __init__(
+        self, store: KVStore, max_num_seqs: int, max_num_batched_tokens: int, whole_prompts: bool = False
+    ) -> None:
+        self.store = store
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.whole_prompts = whole_prompts
+        self.waiting: deque[Sequence] = deque()
+        self.running: dict[Sequence, None] = {}
+        self.num_preemptions = 0
+        self.budget = 0
+        self._shares: dict[Sequence, int] = {}
+
+    def begin(self) -> None:
+        """Start planning a step."""
+        self.budget = self.max_num_batched_tokens
+        self._shares = {}
+
+    def allotments(self) -> list[Allotment]:
+        """The planned step, in the order in which tokens were handed out."""
+        return [Allotment(sequence, share) for sequence, share in self._shares.items()]
+
+    @property
+    def decoding(self) -> list[Sequence]:
+        """Running sequences whose next step is one token."""
+        return [s for s in self.running if s.decoding]
+
+    @property
+    def prefilling(self) -> list[Sequence]:
+        """Running sequences with more to read before they can go on."""
+        return [s for s in self.running if not s.decoding]
+
+    @property
+    def can_admit(self) -> bool:
+        """Whether the next waiting sequence could start: one waits, and there is budget and a place."""
+        return bool(self.waiting) and self.budget > 0 and len(self.running) < self.max_num_seqs
+
+    def decode(self, sequence: Sequence) -> bool:
+        """Give a decoding sequence its one token, preempting later ones if pages run out.
+
+        False if the sequence itself had to be preempted (or was, for an earlier one).
+        """
+        if sequence not in self.running:
+            return False
+        assert sequence.lease is not None
+        while not sequence.lease.reserve(len(sequence.tokens)):
+            victim = next(reversed(self.running))
+            self.preempt(victim)
+            if victim is sequence:
+                return False
+        self._share(sequence, 1)
+        return True
+
+    def prefill(self, sequence: Sequence, limit: int | None = None, *, whole: bool = False) -> int:
+        """Give a running sequence the next chunk of what it has to read; returns the chunk's length.
+
+        The chunk is bounded by the budget and by `limit`; with `whole` it is all that is left, whatever the budget,
+        as long as some budget is left. Its pages were reserved at admission.
+        """
+        if sequence not in self.running or sequence in self._shares or self.budget <= 0:
+            return 0
+        chunk = sequence.num_uncomputed
+        if not (whole or self.whole_prompts):
+            chunk = min(chunk, self.budget, chunk if limit is None else limit)
+        if chunk > 0:
+            self._share(sequence, chunk)
+        return chunk
+
+    def admit(self, limit: int | None = None, *, whole: bool = False) -> int:
+        """Start the sequence at the head of the waiting line with its first chunk; returns the chunk's length.
+
+        Reserves pages for all that it knows, so that a prompt once begun can go on. Returns 0 and changes nothing
+        when there is no budget, no place, or not enough pages: later arrivals must not overtake it.
+        """
+        if not self.can_admit or (limit is not None and limit <= 0):
+            return 0
+        sequence = self.waiting[0]
+        # Keys that are found bring no logits with them.
+        namespace = None if sequence.wants_prompt_logprobs else sequence.request.namespace
+        lease = self.store.open(namespace, sequence.tokens)
+        spare = max(1, int(self.store.num_pages * WATERMARK)) if self.running else 0
+        if not lease.reserve(len(sequence.tokens)) or self.store.num_available < spare:
+            lease.release()
+            return 0
+        self.waiting.popleft()
+        sequence.lease = lease
+        sequence.num_computed = lease.num_cached
+        self.running[sequence] = None
+        return self.prefill(sequence, limit, whole=whole)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's pages away; it goes to the head of the waiting line, to be computed again."""
+        self.release(sequence)
+        self.budget += self._shares.pop(sequence, 0)
+        self.waiting.appendleft(sequence)
+        sequence.request.metrics.preemptions += 1
+        self.num_preemptions += 1
+
+    def release(self, sequence: Sequence) -> None:
+        """Remove a sequence from wherever it stands and give its pages back."""
+        if sequence in self.running:
+            del self.running[sequence]
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        if sequence.lease is not None:
+            sequence.lease.release()
+            sequence.lease = None
+        sequence.num_computed = 0
+
+    def _share(self, sequence: Sequence, tokens: int) -> None:
+        self._shares[sequence] = tokens
+        self.budget -= tokens

@@ -1,0 +1,186 @@
+"""The prefix tree: which tokens' keys are already in which pages, shared by reference, evicted oldest first.
+
+A radix tree whose edges are runs of whole pages. A node is locked while a lease stands on it or below it; what is
+unlocked stays until its pages are wanted, and goes leaf by leaf, least recently used first.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(eq=False)
+class Node:
+    """A run of pages: `tokens` holds `len(pages) * page_size` ids that follow the parent's."""
+
+    parent: "Node | None"
+    tokens: Tokens
+    pages: list[int]
+    children: dict[bytes, "Node"] = field(default_factory=dict)
+    locks: int = 0
+    last_used: int = 0
+
+
+class PrefixTree:
+    """Pages by the tokens they hold. Each namespace is a tree of its own: nothing is shared across them.
+
+    Args:
+        page_size: tokens per page; only whole pages are shared.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.num_pages = 0
+        self.num_unlocked_pages = 0
+        self._roots: dict[str, Node] = {}
+        self._clock = count(1)
+        # Candidates for eviction by age; entries go stale when their node is used, locked or grows a child.
+        self._oldest: list[tuple[int, int, Node]] = []
+        self._ticket = count()
+
+    def match(self, namespace: str, tokens: Tokens) -> tuple[Node, list[int]]:
+        """The deepest node whose path is a prefix of `tokens`, and the pages of that path. Splits a node if needed."""
+        node = self._root(namespace)
+        pages: list[int] = []
+        at = 0
+        while True:
+            child = node.children.get(self._key(tokens, at))
+            if child is None:
+                return node, pages
+            shared = self._shared_pages(child, tokens, at)
+            if shared < len(child.pages):
+                child = self._split(child, shared)
+            child.last_used = next(self._clock)
+            pages += child.pages
+            at += shared * self.page_size
+            node = child
+
+    def insert(self, node: Node, tokens: Tokens, pages: list[int]) -> tuple[Node, list[int]]:
+        """Hang `tokens` (whole pages) below `node`.
+
+        Returns the deepest node and the pages that the tree now holds for these tokens: where it already held some,
+        its own rather than the caller's.
+        """
+        assert len(tokens) == len(pages) * self.page_size
+        held: list[int] = []
+        while len(held) < len(pages):
+            at = len(held) * self.page_size
+            child = node.children.get(self._key(tokens, at))
+            if child is None:
+                child = Node(node, tokens[at:].copy(), pages[len(held) :])
+                node.children[self._key(tokens, at)] = child
+                self.num_pages += len(child.pages)
+                self.num_unlocked_pages += len(child.pages)
+            else:
+                shared = self._shared_pages(child, tokens, at)
+                if shared < len(child.pages):
+                    child = self._split(child, shared)
+            child.last_used = next(self._clock)
+            held += child.pages
+            node = child
+        self._offer(node)
+        return node, held
+
+    def lock(self, node: Node) -> None:
+        """Keep a node and its ancestors from eviction until `unlock`."""
+        at: Node | None = node
+        while at is not None:
+            if at.locks == 0:
+                self.num_unlocked_pages -= len(at.pages)
+            at.locks += 1
+            at = at.parent
+
+    def unlock(self, node: Node) -> None:
+        """Undo one `lock`."""
+        at: Node | None = node
+        while at is not None:
+            assert at.locks > 0, "a node was unlocked more often than locked"
+            at.locks -= 1
+            if at.locks == 0:
+                self.num_unlocked_pages += len(at.pages)
+                self._offer(at)
+            at = at.parent
+
+    def evict(self, wanted: int) -> list[int]:
+        """Up to `wanted` pages taken from the ends of the least recently used unlocked leaves."""
+        freed: list[int] = []
+        while len(freed) < wanted and self._oldest:
+            last_used, _, node = heapq.heappop(self._oldest)
+            if node.last_used != last_used or node.locks or node.children or not node.pages:
+                continue
+            cut = max(0, len(node.pages) - (wanted - len(freed)))
+            freed += node.pages[cut:]
+            if cut == 0:
+                self._remove(node)
+            else:
+                node.pages, node.tokens = node.pages[:cut], node.tokens[: cut * self.page_size]
+                self._offer(node)
+        self.num_pages -= len(freed)
+        self.num_unlocked_pages -= len(freed)
+        return freed
+
+    def drop(self, namespace: str) -> list[int]:
+        """Forget a namespace that nobody holds; returns its pages."""
+        root = self._roots.pop(namespace, None)
+        freed: list[int] = []
+        stack = [root] if root else []
+        while stack:
+            node = stack.pop()
+            assert node.locks == 0, "a namespace was dropped while a lease stood in it"
+            freed += node.pages
+            stack += node.children.values()
+            node.pages, node.children = [], {}
+        self.num_pages -= len(freed)
+        self.num_unlocked_pages -= len(freed)
+        return freed
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node but the roots."""
+        stack = [child for root in self._roots.values() for child in root.children.values()]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack += node.children.values()
+
+    def _root(self, namespace: str) -> Node:
+        if namespace not in self._roots:
+            self._roots[namespace] = Node(None, np.empty(0, np.int32), [])
+        return self._roots[namespace]
+
+    def _key(self, tokens: Tokens, at: int) -> bytes:
+        """The child's name: its first page of tokens. Shorter than a page at the end, so that it matches nothing."""
+        return tokens[at : at + self.page_size].tobytes()
+
+    def _shared_pages(self, child: Node, tokens: Tokens, at: int) -> int:
+        """Whole pages on which a child and `tokens` from `at` agree."""
+        length = min(len(child.tokens), len(tokens) - at)
+        differs = np.flatnonzero(child.tokens[:length] != tokens[at : at + length])
+        return int(differs[0] if len(differs) else length) // self.page_size
+
+    def _split(self, node: Node, pages: int) -> Node:
+        """Cut a node after so many pages; returns the new upper part, which bears the same locks."""
+        assert node.parent is not None and 0 < pages < len(node.pages)
+        cut = pages * self.page_size
+        upper = Node(node.parent, node.tokens[:cut], node.pages[:pages], locks=node.locks)
+        upper.last_used = node.last_used
+        node.parent.children[self._key(node.tokens, 0)] = upper
+        node.tokens, node.pages, node.parent = node.tokens[cut:], node.pages[pages:], upper
+        upper.children[self._key(node.tokens, 0)] = node
+        return upper
+
+    def _remove(self, node: Node) -> None:
+        assert node.parent is not None
+        del node.parent.children[self._key(node.tokens, 0)]
+        node.pages = []
+        self._offer(node.parent)
+
+    def _offer(self, node: Node) -> None:
+        """Name a node as a candidate for eviction if it is one."""
+        if node.locks == 0 and not node.children and node.parent is not None:
+            heapq.heappush(self._oldest, (node.last_used, next(self._ticket), node))

@@ -1,0 +1,120 @@
+"""A request and its sequences: tokens known, tokens computed, and how it ends."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from headstart.engine.outputs import Logprob, RequestMetrics
+from headstart.engine.params import SamplingParams
+from headstart.engine.seams import PageLease
+
+if TYPE_CHECKING:
+    from headstart.engine.detokenizer import Detokenizer
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One output of a request. There is no prefill or decode phase: each step lets `num_computed` catch up with
+    `len(tokens)`.
+
+    Attributes:
+        request: the request it belongs to.
+        index: its number among the request's outputs.
+        tokens: prompt and output ids known so far.
+        num_prompt: how many of them are the prompt.
+        num_computed: how many have their keys in the cache.
+        lease: its pages while it runs.
+        seed: with the output position, determines every random draw.
+    """
+
+    request: "Request"
+    index: int
+    tokens: list[int]
+    num_prompt: int
+    seed: int
+    detokenizer: "Detokenizer | None" = None
+    matcher: Any = None
+    num_computed: int = 0
+    lease: PageLease | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    cumulative_logprob: float = 0.0
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+
+    @property
+    def params(self) -> SamplingParams:
+        """The request's sampling parameters."""
+        return self.request.params
+
+    @property
+    def output_ids(self) -> list[int]:
+        """The generated ids so far."""
+        return self.tokens[self.num_prompt :]
+
+    @property
+    def num_output(self) -> int:
+        """How many ids were generated so far."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Known tokens whose keys are not in the cache yet: 1 while decoding."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def pages(self) -> list[int]:
+        """The page table."""
+        return self.lease.pages if self.lease is not None else []
+
+    @property
+    def decoding(self) -> bool:
+        """Whether only its newest token is uncomputed, with a prompt already read."""
+        return self.num_uncomputed == 1 and self.num_computed >= self.num_prompt
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, for whatever reason."""
+        return self.finish_reason is not None
+
+    @property
+    def logprob_count(self) -> int | None:
+        """How many alternatives to note beside each token; None for no log-probabilities at all."""
+        # `best_of` chooses by log-probability.
+        choosing = self.params.generated > self.params.n
+        return 0 if self.params.logprobs is None and choosing else self.params.logprobs
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether logits of prompt rows are wanted from this sequence."""
+        return self.index == 0 and self.params.prompt_logprobs is not None and not self.request.prompt_done
+
+
+@dataclass(eq=False)
+class Request:
+    """What was asked. `sequences` has one entry per generated output.
+
+    Attributes:
+        namespace: under which its keys are shared; None shares nothing.
+        own_namespace: whether the namespace ends with the request.
+        num_sent: per output, the tokens and characters already handed out to a stream of deltas.
+        closed: the outputs whose end such a stream has been told.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_ids: list[int]
+    params: SamplingParams
+    max_tokens: int
+    namespace: str | None
+    own_namespace: bool
+    metrics: RequestMetrics
+    sequences: list[Sequence] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    prompt_done: bool = False
+    num_cached: int = 0
+    num_sent: dict[int, tuple[int, int]] = field(default_factory=dict)
+    closed: set[int] = field(default_factory=set)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every output has ended."""
+        return all(sequence.finished for sequence in self.sequences)

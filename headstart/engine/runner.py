@@ -1,0 +1,89 @@
+"""Runs one batch through the model: the decoder meets the KV cache and the methods in force here."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headstart.engine.batch import TokenBatch
+from headstart.engine.seams import Attention, KVStore, Prefill, Selector
+from headstart.engine.stack import Stack
+from headstart.models.decoder import AttentionSpec, Decoder
+from headstart.ops.attention import RaggedLayout, write_kv
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sequences of a step that share an attention and a selector; `rows` is None when that is all of them."""
+
+    attention: Attention
+    selector: Selector
+    layout: RaggedLayout
+    rows: Tensor | None
+
+
+class StepAttention:
+    """The `Attend` of one step: writes the new keys, then lets each group of sequences attend its own way."""
+
+    def __init__(self, batch: TokenBatch, store: KVStore, stack: Stack) -> None:
+        self.store = store
+        self.layout = batch.layout
+        self.groups = _groups(batch, stack)
+
+    def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`q [T, H, D]`, `k, v [T, Hkv, D]` → `[T, H, D]`."""
+        keys, values = self.store.layer(spec.layer)
+        write_kv(keys, values, k, v, self.layout.slots)
+        if self.groups[0].rows is None:
+            return self._attend(self.groups[0], spec, q, keys, values)
+        out = torch.empty_like(q)
+        for group in self.groups:
+            out[group.rows] = self._attend(group, spec, q[group.rows], keys, values)
+        return out
+
+    def _attend(self, group: _Group, spec: AttentionSpec, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        selection = group.selector.select(spec, q, keys, group.layout)
+        out, _ = group.attention.attend(spec, q, keys, values, group.layout, selection)
+        return out.to(q.dtype)
+
+
+def _groups(batch: TokenBatch, stack: Stack) -> list[_Group]:
+    """Sequences by what attends for them: the prefill or the decode slot, or the default for short contexts."""
+    members: dict[tuple[int, int], list[int]] = {}
+    ways: dict[tuple[int, int], tuple[Attention, Selector]] = {}
+    for s, allotment in enumerate(batch.allotments):
+        phase = "decode" if allotment.sequence.decoding else "prefill"
+        context = batch.layout.kv_lengths[s]
+        attention, selector = f"attention.{phase}", f"selector.{phase}"
+        way = (
+            (stack.get if context >= stack.min_context(attention) else stack.default)(attention, Attention),
+            (stack.get if context >= stack.min_context(selector) else stack.default)(selector, Selector),
+        )
+        key = (id(way[0]), id(way[1]))
+        ways[key] = way
+        members.setdefault(key, []).append(s)
+    if len(members) == 1:
+        return [_Group(*next(iter(ways.values())), batch.layout, None)]
+    return [_Group(*ways[key], *batch.layout.subset(sequences)) for key, sequences in members.items()]
+
+
+class Runner:
+    """A decoder with its KV cache and the methods in force."""
+
+    def __init__(self, decoder: Decoder, store: KVStore, stack: Stack, device: torch.device) -> None:
+        self.decoder = decoder
+        self.store = store
+        self.stack = stack
+        self.device = device
+        self._prefill = stack.get("prefill", Prefill)
+
+    @torch.inference_mode()
+    def run(self, batch: TokenBatch) -> Tensor:
+        """Compute a step → hidden states `[N, hidden]` of the rows whose logits are wanted."""
+        attend = StepAttention(batch, self.store, self.stack)
+        return self._prefill.forward(self.decoder, batch, attend)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[N, hidden]` → float32 `[N, V]`."""
+        return self.decoder.logits(hidden)

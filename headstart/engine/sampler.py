@@ -1,0 +1,184 @@
+"""From logits to the next token of each sequence: penalties, filters, draws, log-probabilities.
+
+A draw depends on the sequence's seed and its output position alone, so the same request gives the same tokens
+whoever shares the batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headstart.engine.grammar import allowed_bitmask, apply_bitmask_
+from headstart.engine.outputs import Logprob
+from headstart.engine.request import Sequence
+
+# Nucleus sampling looks at this many candidates first and sorts the whole vocabulary only where they fall short.
+_CANDIDATES = 1024
+# Below this temperature a draw is greedy in float32 anyway, and dividing by less would overflow.
+_COLDEST = 1e-5
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One drawn token, with its log-probability entries if the request wants them."""
+
+    token_id: int
+    logprobs: dict[int, Logprob] | None
+
+
+class Sampler:
+    """Draws one token per row.
+
+    Args:
+        eos_ids: the model's end-of-sequence tokens, which `min_tokens` forbids.
+        decode: turns one id into text, for log-probability entries.
+    """
+
+    def __init__(self, eos_ids: list[int], decode: Callable[[int], str]) -> None:
+        self.eos_ids = eos_ids
+        self.decode = decode
+        self._seen: WeakKeyDictionary[Sequence, _SeenTokens] = WeakKeyDictionary()
+
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+        """`logits [N, V]` float32, one row per sequence → N drawn tokens. May write into `logits`."""
+        wants = [s.logprob_count for s in sequences]
+        raw = torch.log_softmax(logits, -1) if any(w is not None for w in wants) else None
+        logits = self._restrict(logits, sequences)
+        drawn = logits.argmax(-1)
+        rows = [i for i, s in enumerate(sequences) if not s.params.greedy]
+        if rows:
+            every = len(rows) == len(sequences)
+            chosen = logits if every else logits[torch.tensor(rows, device=logits.device)]
+            drawn[torch.tensor(rows, device=logits.device)] = _draw(chosen, [sequences[i] for i in rows])
+        tokens: list[int] = drawn.tolist()
+        if raw is None:
+            return [Sampled(token, None) for token in tokens]
+        return [
+            Sampled(token, None if want is None else self.entries(raw[i : i + 1], [token], want)[0])
+            for i, (token, want) in enumerate(zip(tokens, wants, strict=True))
+        ]
+
+    def entries(self, logprobs: Tensor, tokens: list[int], count: int) -> list[dict[int, Logprob]]:
+        """Per row of `logprobs [N, V]`: the token's own entry and the `count` likeliest, by id."""
+        own = torch.tensor(tokens, device=logprobs.device)[:, None]
+        own_logprob = logprobs.gather(1, own)
+        ranks = (logprobs > own_logprob).sum(1).add_(1).tolist()
+        top = logprobs.topk(min(count, logprobs.shape[1]), dim=1) if count else None
+        found = []
+        for row, (token, rank) in enumerate(zip(tokens, ranks, strict=True)):
+            entry = {token: Logprob(own_logprob[row, 0].item(), rank, self.decode(token))}
+            if top is not None:
+                pairs = zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
+                for place, (other, logprob) in enumerate(pairs, start=1):
+                    entry.setdefault(other, Logprob(logprob, place, self.decode(other)))
+            found.append(entry)
+        return found
+
+    def _restrict(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+        """Penalties, biases and forbidden tokens, each only for the rows that ask for it."""
+        for row, sequence in enumerate(sequences):
+            params = sequence.params
+            if _has_penalties(sequence):
+                self._penalize(logits[row], sequence)
+            if params.logit_bias:
+                ids = torch.tensor(list(params.logit_bias), device=logits.device)
+                logits[row, ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
+            if sequence.num_output < params.min_tokens:
+                logits[row, self.eos_ids + (params.stop_token_ids or [])] = -torch.inf
+        bound = [(row, s.matcher) for row, s in enumerate(sequences) if s.matcher is not None]
+        if bound:
+            apply_bitmask_(logits, [row for row, _ in bound], allowed_bitmask([matcher for _, matcher in bound]))
+        return logits
+
+    def _penalize(self, row: Tensor, sequence: Sequence) -> None:
+        """Repetition (prompt and output), presence and frequency (output) penalties on `row [V]`, in place."""
+        seen = self._seen.get(sequence)
+        if seen is None:
+            seen = self._seen[sequence] = _SeenTokens(sequence, row)
+        seen.update(sequence)
+        params = sequence.params
+        if params.repetition_penalty != 1.0:
+            known = seen.in_prompt | (seen.counts > 0)
+            penalty = torch.where(row > 0, 1 / params.repetition_penalty, params.repetition_penalty)
+            row.copy_(torch.where(known, row * penalty, row))
+        if params.frequency_penalty:
+            row.sub_(seen.counts * params.frequency_penalty)
+        if params.presence_penalty:
+            row.sub_((seen.counts > 0) * params.presence_penalty)
+
+
+class _SeenTokens:
+    """Which tokens a sequence has in its prompt, and how often in its output; kept up to date one token at a time."""
+
+    def __init__(self, sequence: Sequence, row: Tensor) -> None:
+        self.in_prompt = torch.zeros_like(row, dtype=torch.bool)
+        self.in_prompt[torch.tensor(sequence.tokens[: sequence.num_prompt], device=row.device)] = True
+        self.counts = torch.zeros_like(row)
+        self._upto = sequence.num_prompt
+
+    def update(self, sequence: Sequence) -> None:
+        """Count the output tokens that came since the last call."""
+        new = torch.tensor(sequence.tokens[self._upto :], dtype=torch.int64, device=self.counts.device)
+        self.counts.index_add_(0, new, torch.ones_like(new, dtype=self.counts.dtype))
+        self._upto = len(sequence.tokens)
+
+
+def _has_penalties(sequence: Sequence) -> bool:
+    params = sequence.params
+    return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
+
+
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) that decides the draw at an output position: Philox with the seed as its key."""
+    generator = np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[position, 0, 0, 0]))
+    return float(generator.random())
+
+
+def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    """One draw per row by inverting the cumulative distribution after temperature, min-p, top-k and top-p."""
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
+
+    params = [s.params for s in sequences]
+    probabilities = torch.softmax(logits / column([max(p.temperature, _COLDEST) for p in params]), -1)
+    if any(p.min_p > 0 for p in params):
+        floor = probabilities.amax(-1, keepdim=True) * column([p.min_p for p in params])
+        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
+    size = logits.shape[1]
+    filtered = [i for i, p in enumerate(params) if p.top_p < 1 or 0 < p.top_k < size]
+    if filtered:
+        rows = torch.tensor(filtered, device=logits.device)
+        top_p = column([params[i].top_p for i in filtered])
+        top_k = [params[i].top_k if 0 < params[i].top_k < size else size for i in filtered]
+        probabilities[rows] = _keep_likeliest(probabilities[rows], top_p, top_k)
+    cumulative = probabilities.double().cumsum(-1)
+    points = [uniform(s.seed, s.num_output) for s in sequences]
+    at = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, at, right=True).squeeze(1)
+    # The product can round up to the total itself: then the last token that has any probability is meant.
+    last = logits.shape[1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
+    return torch.minimum(index, last)
+
+
+def _keep_likeliest(probabilities: Tensor, top_p: Tensor, top_k: list[int]) -> Tensor:
+    """Zero what top-k, and then top-p among what top-k keeps, leave out. `[N, V]` → `[N, V]`, not normalised."""
+    size = probabilities.shape[1]
+    limits = torch.tensor(top_k, device=probabilities.device)[:, None]
+    candidates = min(_CANDIDATES, size)
+    while True:
+        values, indices = probabilities.topk(candidates, dim=-1)
+        rank = torch.arange(candidates, device=probabilities.device)
+        within = values.masked_fill(rank >= limits, 0.0)
+        # The mass that top-p is a share of: all of it, or what top-k has left.
+        mass = torch.where(limits >= size, probabilities.sum(-1, keepdim=True), within.sum(-1, keepdim=True))
+        before = within.cumsum(-1) - within
+        kept = ((before < top_p * mass) | (top_p >= 1)) & (within > 0)
+        beyond = kept[:, -1] & (limits[:, 0] > candidates)
+        if candidates == size or not bool(beyond.any()):
+            return torch.zeros_like(probabilities).scatter_(1, indices, values * kept)
+        candidates = size

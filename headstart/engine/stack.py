@@ -1,0 +1,75 @@
+"""The methods in force: which object fills which slot, and what they mean together."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from headstart.engine.scheduler import StallFree
+from headstart.engine.seams import DEFAULTS, Scheduler, Seam
+from headstart.errors import MethodError
+
+S = TypeVar("S", bound=Seam)
+
+
+class Stack:
+    """Methods by slot, defaults where none was named.
+
+    Args:
+        use: methods, or their descriptions as `--use` takes them (`"sarathi-serve:chunk=512"`).
+
+    Attributes:
+        methods: the methods in force, in the order given.
+        exact: whether together they leave the model's output distribution unchanged.
+        fingerprint: of the lossy ones and their options; part of the identity of cached keys.
+
+    Raises:
+        MethodError: an unknown method or option, or two methods in one slot.
+    """
+
+    def __init__(self, use: Iterable[Any] = ()) -> None:
+        from headstart.methods import registry
+
+        self.methods = [registry.build(item) if isinstance(item, str) else item for item in use]
+        self._filled: dict[str, Seam] = {}
+        for item in self.methods:
+            if not isinstance(item, Seam) or not hasattr(item, "card"):
+                raise MethodError(f"{item!r} is no method of the engine: give a key, or an instance of a method")
+            for slot in item.slots:
+                if slot in self._filled:
+                    first, second = self._filled[slot].card.key, item.card.key  # type: ignore[attr-defined]
+                    raise MethodError(f"{first} and {second} both fill the {slot} slot: use one of them")
+                self._filled[slot] = item
+        cards = [item.card for item in self.methods]
+        self.exact = all(card.exact for card in cards)
+        self.whole_prompts = any(card.chunking == "whole" for card in cards)
+        lossy = sorted(registry.describe(item) for item in self.methods if not item.card.exact)
+        self.fingerprint = hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
+        made = {seam: seam() for seam in DEFAULTS.values()}
+        self._defaults: dict[str, Seam] = {slot: made[seam] for slot, seam in DEFAULTS.items()}
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What fills the scheduler slot."""
+        found = self.optional("scheduler", Scheduler)
+        return found if found is not None else StallFree()
+
+    def get(self, slot: str, kind: type[S]) -> S:
+        """What fills a slot: a method, or the slot's default."""
+        found = self._filled.get(slot, self._defaults.get(slot))
+        assert isinstance(found, kind), f"slot {slot} holds {found!r}, which is no {kind.__name__}"
+        return found
+
+    def default(self, slot: str, kind: type[S]) -> S:
+        """The slot's default, whatever fills it."""
+        found = self._defaults[slot]
+        assert isinstance(found, kind)
+        return found
+
+    def optional(self, slot: str, kind: type[S]) -> S | None:
+        """What fills a slot that may stay empty."""
+        return self.get(slot, kind) if slot in self._filled else None
+
+    def min_context(self, slot: str) -> int:
+        """Tokens of context below which the slot's default runs instead of its method."""
+        found = self._filled.get(slot)
+        return 0 if found is None else found.card.min_context  # type: ignore[attr-defined]

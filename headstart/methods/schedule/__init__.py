@@ -1,0 +1,1 @@
+"""Methods that decide which tokens run in the next step."""

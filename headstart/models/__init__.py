@@ -1,0 +1,1 @@
+"""The networks, each built from its config alone."""

@@ -1,0 +1,262 @@
+"""The decoder: every supported family in one file. Tokens go in as one flat list, without padding.
+
+The network knows neither sequences nor caches. Each layer hands its queries, keys and values to an `Attend`,
+which owns the KV cache and decides what each query sees.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from headstart.models.config import LayerKind, ModelConfig, MoEConfig
+from headstart.models.layers import Embedding, Linear, RMSNorm, parameter
+from headstart.models.rope import Rope
+from headstart.ops.activation import gated
+from headstart.ops.linear import linear
+from headstart.ops.moe import empty_experts, mix_experts, route
+from headstart.ops.rotary import RotaryRows, apply_rotary, rotary_rows
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What one layer's attention is.
+
+    Attributes:
+        layer: its number, from 0.
+        num_heads, num_kv_heads: query heads H, and the heads Hkv of keys and values that they share.
+        head_dim: size D of a head.
+        scale: factor on query-key products.
+        window: how many tokens a query sees, itself included; None is all before it.
+        softcap: scores become `softcap * tanh(score / softcap)`; None leaves them.
+    """
+
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+class Attend(Protocol):
+    """How the queries of a layer meet the keys."""
+
+    def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend causally, keeping the new keys and values.
+
+        Args:
+            spec: the layer.
+            q: `[T, H, D]`, after query norm and RoPE. Like k and v it may be a strided view.
+            k: `[T, Hkv, D]`, after key norm and RoPE.
+            v: `[T, Hkv, D]`.
+
+        Returns:
+            `[T, H, D]`.
+        """
+        ...
+
+
+class Attention(nn.Module):
+    """Projections, query and key norms and RoPE around an `Attend`."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.spec = AttentionSpec(
+            layer=layer,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            scale=config.attention_scale,
+            window=config.windows[layer],
+            softcap=config.attention_softcap,
+        )
+        self.clip = config.clip_qkv
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        # Queries, keys and values are one weight, in this order along the output.
+        self.qkv = Linear(config.hidden_size, q_size + 2 * kv_size, config.qkv_bias, dtype, device)
+        self.output = Linear(q_size, config.hidden_size, config.output_bias, dtype, device)
+        self.norm_heads = config.qk_norm == "head"
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if config.qk_norm:
+            self.q_norm = _norm(config, config.head_dim if self.norm_heads else q_size, dtype, device)
+            self.k_norm = _norm(config, config.head_dim if self.norm_heads else kv_size, dtype, device)
+
+    def forward(self, x: Tensor, rows: RotaryRows, attend: Attend) -> Tensor:
+        """`[T, hidden]` → `[T, hidden]`."""
+        spec = self.spec
+        heads = self.qkv(x).view(x.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+        qk, v = heads[:, : -spec.num_kv_heads], heads[:, -spec.num_kv_heads :]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((spec.num_heads, spec.num_kv_heads), 1)
+            qk = torch.cat((self._normalise(q, self.q_norm), self._normalise(k, self.k_norm)), 1)
+        if self.clip is not None:
+            qk, v = qk.clamp(-self.clip, self.clip), v.clamp(-self.clip, self.clip)
+        # Queries and keys are rotated together: half the operations of rotating each.
+        q, k = apply_rotary(qk, rows).split((spec.num_heads, spec.num_kv_heads), 1)
+        return self.output(attend(spec, q, k, v).reshape(x.shape[0], -1))
+
+    def _normalise(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """`[T, H, D]` → `[T, H, D]`, each head by itself or all heads as one row."""
+        return norm(x) if self.norm_heads else norm(x.flatten(1)).view_as(x)
+
+
+class MLP(nn.Module):
+    """The gated feed-forward block."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        size = config.intermediate_size
+        self.gate_up = Linear(config.hidden_size, 2 * size, config.mlp_bias, dtype, device)
+        self.down = Linear(size, config.hidden_size, config.mlp_bias, dtype, device)
+        self.activation = config.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, hidden]` → `[T, hidden]`."""
+        return self.down(gated(self.gate_up(x), self.activation))
+
+
+class MoE(nn.Module):
+    """A mixture of gated feed-forward blocks, of which each token visits a few."""
+
+    def __init__(self, config: ModelConfig, moe: MoEConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        experts, hidden, inner = moe.num_experts, config.hidden_size, moe.intermediate_size
+        self.router = Linear(hidden, experts, False, dtype, device)
+        self.gate_up = parameter(empty_experts(experts, 2 * inner, hidden, dtype, device))
+        self.down = parameter(empty_experts(experts, hidden, inner, dtype, device))
+        self.moe = moe
+        self.activation = config.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, hidden]` → `[T, hidden]`."""
+        weights, experts = route(
+            self.router(x),
+            self.moe.top_k,
+            renormalise=self.moe.renormalise,
+            keep_float32=self.moe.keep_float32,
+        )
+        return mix_experts(x, weights, experts, self.gate_up, self.down, self.activation)
+
+
+class Layer(nn.Module):
+    """One block of the decoder: attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer, dtype, device)
+        self.mlp: MLP | MoE
+        if config.moe is not None and config.moe_layers[layer]:
+            self.mlp = MoE(config, config.moe, dtype, device)
+        else:
+            self.mlp = MLP(config, dtype, device)
+        before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        size = config.hidden_size
+        self.attention_norm = _norm(config, size, dtype, device) if before else nn.Identity()
+        self.mlp_norm = _norm(config, size, dtype, device) if before else nn.Identity()
+        self.attention_post_norm = _norm(config, size, dtype, device) if after else nn.Identity()
+        self.mlp_post_norm = _norm(config, size, dtype, device) if after else nn.Identity()
+
+    def forward(self, x: Tensor, rows: RotaryRows, attend: Attend) -> Tensor:
+        """`[T, hidden]` → `[T, hidden]`; `rows` are those of this layer's kind."""
+        x = x + self.attention_post_norm(self.attention(self.attention_norm(x), rows, attend))
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+
+
+class Decoder(nn.Module):
+    """Token ids in, hidden states and logits out.
+
+    Made with uninitialised weights; `headstart.checkpoints` fills them. Weights are not trained until
+    `requires_grad_()` is called.
+
+    Attributes:
+        attention_specs: what each layer's attention is.
+        ropes: the RoPE of each kind of layer.
+    """
+
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__()
+        device = torch.device(device)
+        self.config = config
+        self.embedding = Embedding(
+            config.vocab_size,
+            config.hidden_size,
+            scale=config.embedding_scale,
+            tied=config.tie_embeddings,
+            dtype=dtype,
+            device=device,
+        )
+        layers = [Layer(config, layer, dtype, device) for layer in range(config.num_layers)]
+        self.layers = nn.ModuleList(layers)
+        self.norm = _norm(config, config.hidden_size, dtype, device)
+        self.lm_head: Linear | None = None
+        if not config.tie_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, dtype, device)
+        self.ropes: dict[LayerKind, Rope] = {kind: Rope(rope) for kind, rope in config.ropes.items()}
+        self.attention_specs = [layer.attention.spec for layer in layers]
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend, lengths: Tensor | None = None) -> Tensor:
+        """Run rows of any number of sequences through all layers.
+
+        Args:
+            token_ids: `[T]`.
+            positions: `[T]`, each row's place in its own sequence.
+            attend: what attends, and keeps keys and values.
+            lengths: `[T]`, needed where `length_dependent`: see `Rope`.
+
+        Returns:
+            `[T, hidden]` after the final norm; `logits` turns wanted rows of it into scores.
+        """
+        x = self.embed(token_ids)
+        rows = self.rope_rows(positions, lengths)
+        for kind, layer in zip(self.config.layer_kinds, self.layers, strict=True):
+            x = layer(x, rows[kind], attend)
+        return self.norm(x)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """`[T]` → `[T, hidden]`."""
+        return self.embedding(token_ids)
+
+    def rope_rows(self, positions: Tensor, lengths: Tensor | None = None) -> dict[LayerKind, RotaryRows]:
+        """What rotates the rows at these positions `[T]`, for each kind of layer; made once per step."""
+        dtype = torch.float32 if self.config.rope_float32 else self.dtype
+        return {kind: rotary_rows(*rope(positions, lengths), dtype) for kind, rope in self.ropes.items()}
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[N, hidden]` after the final norm → scores `[N, vocab]` in float32."""
+        if self.lm_head is None:
+            scores = linear(hidden, self.embedding.weight).float()
+        else:
+            scores = self.lm_head(hidden).float()
+        cap = self.config.logits_softcap
+        return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights and of the residual stream."""
+        return self.embedding.weight.dtype
+
+    @property
+    def length_dependent(self) -> bool:
+        """Whether `forward` needs lengths, because a RoPE depends on them."""
+        return any(rope.length_dependent for rope in self.ropes.values())
+
+    def reuse_salt(self, prompt_length: int) -> str:
+        """What sets this prompt's cached keys apart from equal tokens in prompts of other lengths."""
+        return "/".join(filter(None, (rope.reuse_salt(prompt_length) for rope in self.ropes.values())))
+
+
+def _norm(config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device) -> RMSNorm:
+    return RMSNorm(
+        size,
+        config.rms_eps,
+        offset=config.norm_offset,
+        late_rounding=config.norm_late_rounding,
+        dtype=dtype,
+        device=device,
+    )

@@ -1,0 +1,84 @@
+"""The three kinds of weights, dense, embedding and norm: where the numbers live and what applies them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.ops.linear import empty_weight, linear
+from headstart.ops.norm import rms_norm
+
+
+class Linear(nn.Module):
+    """A dense weight `[out, in]`, uninitialised, in the memory order that is fastest on its device."""
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.weight = parameter(empty_weight(out_features, in_features, dtype, device))
+        self.bias = parameter(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` → `[T, out]`."""
+        return linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """A table `[vocab, hidden]`, uninitialised.
+
+    Args:
+        scale: what looked-up rows are multiplied with.
+        tied: the table is the output layer too, which decides in which order it lies in memory.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        scale: float | None,
+        tied: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        if tied:
+            self.weight = parameter(empty_weight(vocab_size, hidden_size, dtype, device))
+        else:
+            self.weight = parameter(torch.empty(vocab_size, hidden_size, dtype=dtype, device=device))
+        # Checkpoints were trained with the scale rounded to their dtype.
+        self.scale = None if scale is None else torch.tensor(scale, dtype=dtype).item()
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """`[T]` → `[T, hidden]`."""
+        rows = F.embedding(token_ids, self.weight)
+        return rows if self.scale is None else rows * self.scale
+
+
+class RMSNorm(nn.Module):
+    """The scale `[N]` of a root-mean-square norm; see `headstart.ops.norm.rms_norm` for the two flags."""
+
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        *,
+        offset: bool,
+        late_rounding: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.weight = parameter(torch.empty(size, dtype=dtype, device=device))
+        self.eps = eps
+        self.offset = offset
+        self.late_rounding = late_rounding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., N]` → `[..., N]`."""
+        return rms_norm(x, self.weight, self.eps, offset=self.offset, late_rounding=self.late_rounding)
+
+
+def parameter(values: Tensor) -> nn.Parameter:
+    """A parameter that is not trained until `requires_grad_()` says so: plain inference keeps no graph."""
+    return nn.Parameter(values, requires_grad=False)

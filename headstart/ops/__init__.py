@@ -1,0 +1,1 @@
+"""One file per numerical operation: a plain reference, the fast paths, one dispatcher."""

@@ -1,0 +1,24 @@
+"""The gated activations of feed-forward layers, by their names in Hugging Face configs."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor
+
+_gelu_tanh = partial(F.gelu, approximate="tanh")
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "relu": F.relu,
+}
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """`gate_up [..., 2 I]`, the gate first → `activation(gate) * up [..., I]`."""
+    gate, up = gate_up.chunk(2, -1)
+    return ACTIVATIONS[activation](gate) * up

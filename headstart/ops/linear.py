@@ -1,0 +1,114 @@
+"""`y = x W^T + b` for dense weights: the memory order they want on each device, and the fastest exact product.
+
+Two facts about CPUs shape this file. A product with few rows is bound by reading the weight, and reads it fastest
+when the weight lies as `[in, out]`. A product with many rows in bfloat16 is several times slower than in float32 on
+a CPU without bfloat16 units, so there the weight is widened block by block in cache and multiplied in float32,
+which also rounds less. From how many rows that pays is measured once per process, not assumed.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A block of the widened weight has to stay in a core's L2 cache (2 MiB of float32 here) to be worth widening.
+_BLOCK_ELEMENTS = 1 << 19
+_BLOCK_COLUMNS = 8192
+# With this many rows the product dominates and one widening of the whole weight is as good as blocks.
+_WHOLE_ROWS = 256
+
+
+def empty_weight(out_features: int, in_features: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """An uninitialised weight `[out, in]`, laid out in memory as is fastest on the device.
+
+    On a CPU the result is a transposed view (strides `(1, out)`): fill it with `copy_`, never assume contiguity.
+    """
+    if torch.device(device).type == "cpu":
+        return torch.empty(in_features, out_features, dtype=dtype, device=device).t()
+    return torch.empty(out_features, in_features, dtype=dtype, device=device)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x [T, in]`, `weight [out, in]`, `bias [out]` → `[T, out]` in x's dtype, accumulated in float32."""
+    if x.is_cuda or x.dtype == torch.float32 or x.requires_grad or weight.requires_grad:
+        return F.linear(x, weight, bias)
+    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+        first = widening_pays_from(x.dtype)
+        if first is not None and x.shape[0] >= first:
+            return _widened_linear(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The plain product in float64, rounded once."""
+    y = x.double() @ weight.double().t()
+    return (y if bias is None else y + bias.double()).to(x.dtype)
+
+
+def _widened_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product in float32 with the weight widened block by block into a small buffer."""
+    rows, (out_features, in_features) = x.shape[0], weight.shape
+    columns_first = weight.t()  # [in, out], contiguous when made by `empty_weight`
+    wide = x.float()
+    y = torch.empty(rows, out_features, dtype=x.dtype)
+    whole = rows >= _WHOLE_ROWS
+    width = min(out_features, _BLOCK_COLUMNS)
+    depth = in_features if whole else max(1, min(in_features, _BLOCK_ELEMENTS // width))
+    buffer = _buffer(depth * width)
+    for left in range(0, out_features, width):
+        right = min(left + width, out_features)
+        total: Tensor | None = None
+        for top in range(0, in_features, depth):
+            bottom = min(top + depth, in_features)
+            block = buffer[: (bottom - top) * (right - left)].view(bottom - top, right - left)
+            block.copy_(columns_first[top:bottom, left:right])
+            if total is None:
+                total = wide[:, top:bottom] @ block
+            else:
+                total.addmm_(wide[:, top:bottom], block)
+        assert total is not None
+        y[:, left:right] = total if bias is None else total.add_(bias[left:right])
+    return y
+
+
+_scratch = threading.local()
+
+
+def _buffer(elements: int) -> Tensor:
+    """A float32 buffer that each thread keeps between calls, since fresh pages cost more than the widening."""
+    buffer: Tensor | None = getattr(_scratch, "buffer", None)
+    if buffer is None or buffer.numel() < elements:
+        with torch.inference_mode(False):
+            buffer = _scratch.buffer = torch.empty(elements)
+    return buffer
+
+
+@lru_cache(maxsize=4)
+def widening_pays_from(dtype: torch.dtype) -> int | None:
+    """The least number of rows from which the float32 product beats the native one here; None when it never does."""
+    with torch.inference_mode():
+        weight = empty_weight(4096, 1024, dtype).fill_(0.01)
+        first = None
+        for rows in (64, 32, 16, 8, 4, 2):
+            x = torch.full((rows, 1024), 0.01, dtype=dtype)
+            native = _best_time(lambda x=x: F.linear(x, weight))
+            widened = _best_time(lambda x=x: _widened_linear(x, weight, None))
+            if widened >= native:
+                break
+            first = rows
+    return first
+
+
+def _best_time(run: Callable[[], Tensor], repeats: int = 3) -> float:
+    """Seconds of the fastest of a few runs, after one that warms up."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,73 @@
+"""Mixture of experts: each token is sent to a few feed-forward experts and their outputs are mixed."""
+
+import torch
+from torch import Tensor
+
+from headstart.ops.activation import gated
+from headstart.ops.linear import empty_weight, linear
+
+
+def empty_experts(
+    experts: int, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Uninitialised weights `[experts, out, in]`, each in the memory order of `empty_weight`."""
+    one = empty_weight(out_features, in_features, dtype, device)
+    return torch.empty_strided((experts, *one.shape), (one.numel(), *one.stride()), dtype=dtype, device=device)
+
+
+def route(logits: Tensor, top_k: int, *, renormalise: bool, keep_float32: bool) -> tuple[Tensor, Tensor]:
+    """Choose each token's experts by softmax in float32.
+
+    Args:
+        logits: `[T, E]`.
+        top_k: experts per token, K.
+        renormalise: the K weights are divided by their sum.
+        keep_float32: mix in float32 (Mixtral) rather than in the dtype of the logits.
+
+    Returns:
+        weights `[T, K]` and expert numbers `[T, K]`.
+    """
+    weights, experts = logits.softmax(-1, dtype=torch.float32).topk(top_k, -1)
+    if renormalise:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return (weights if keep_float32 else weights.to(logits.dtype)), experts
+
+
+def mix_experts(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: str) -> Tensor:
+    """Send every token through its experts, each expert reading all of its tokens at once.
+
+    Args:
+        x: `[T, hidden]`.
+        weights: `[T, K]`, from `route`.
+        experts: `[T, K]`.
+        gate_up: `[E, 2 I, hidden]`, the gate first.
+        down: `[E, hidden, I]`.
+        activation: a name in `headstart.ops.activation.ACTIVATIONS`.
+
+    Returns:
+        `[T, hidden]`.
+    """
+    top_k = experts.shape[-1]
+    order = experts.flatten().argsort(stable=True)
+    counts = experts.flatten().bincount(minlength=gate_up.shape[0]).tolist()
+    tokens = order // top_k
+    grouped = x[tokens]
+    outputs = []
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            rows = grouped[start : start + count]
+            outputs.append(linear(gated(linear(rows, gate_up[expert]), activation), down[expert]))
+            start += count
+    scaled = torch.cat(outputs) * weights.flatten()[order, None]
+    return torch.zeros_like(x).index_add(0, tokens, scaled.to(x.dtype))
+
+
+def mix_experts_reference(
+    x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: str
+) -> Tensor:
+    """The same by its definition: every expert reads every token, and what was not chosen weighs nothing."""
+    mixed = torch.zeros(x.shape[0], gate_up.shape[0], dtype=weights.dtype, device=x.device)
+    mixed = mixed.scatter(1, experts, weights)
+    inner = gated(torch.einsum("th,eih->eti", x, gate_up), activation)
+    return torch.einsum("eti,ehi,te->th", inner, down, mixed.to(x.dtype))
