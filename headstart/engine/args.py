@@ -75,12 +75,12 @@ class EngineArgs:
         Raises:
             HeadstartError: the asked-for length exceeds the model's or the cache's; the sentence has the numbers.
         """
-        asked, own = self.max_model_len, config.max_position
-        if asked is not None and asked > own:
+        asked, most = self.max_model_len, config.max_extended_position
+        if asked is not None and asked > most:
             raise HeadstartError(
-                f"max_model_len ({asked}) is beyond the {own} positions that the model was made for; use at most {own}"
+                f"max_model_len ({asked}) is beyond the {most} positions that the model can tell apart; use at most {most}"
             )
-        length = asked or own
+        length = asked or config.max_position
         token_bytes = sum(
             2 * layer.num_kv_heads * layer.head_dim * layer.dtype.itemsize for layer in layers if layer.alias_of is None
         )

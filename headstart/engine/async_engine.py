@@ -1,6 +1,7 @@
 """The engine behind asyncio: a thread runs the steps, coroutines submit requests and receive their outputs."""
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,8 @@ from headstart.engine.intake import Prompt
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.errors import HeadstartError
+
+logger = logging.getLogger(__name__)
 
 _Item = RequestOutput | BaseException
 
@@ -175,11 +178,11 @@ class AsyncEngine:
             for request_id in list(self._streams):
                 self._abort(request_id)
         except BaseException as error:
+            logger.exception("the engine has stopped because of an error")
             self.errored = error
             for stream in self._streams.values():
                 stream.put(HeadstartError(f"the engine has stopped because of an error: {error}"))
             self._streams.clear()
-            raise
 
     def _obey(self) -> None:
         """Run the commands that have come in; wait for one if there is nothing else to do."""

@@ -163,6 +163,11 @@ class ModelConfig:
             raw=raw,
         )
 
+    @property
+    def max_extended_position(self) -> int:
+        """The longest sequence that the model can be asked for: `max_position`, or further where RoPE stretches."""
+        return max([self.max_position, *(rope.reach for rope in self.ropes.values())])
+
 
 def _text_part(raw: dict[str, Any], source: str) -> tuple[str, dict[str, Any]]:
     """The architecture and the dict that describes its text decoder."""

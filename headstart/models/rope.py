@@ -47,6 +47,13 @@ class RopeConfig:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
 
+    @property
+    def reach(self) -> int:
+        """Tokens up to which the stretched wavelengths were meant to carry."""
+        if self.kind in ("dynamic", "linear"):
+            return int(self.max_position * self.factor)
+        return int(self.original_max_position * self.factor) if self.kind == "yarn" else self.max_position
+
     @classmethod
     def from_fields(
         cls,

@@ -1,0 +1,129 @@
+"""The offline API: forms of prompts, log-probabilities, several outputs, chat, structured outputs."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from headstart import LLM, SamplingParams
+from headstart.engine.params import StructuredOutputs
+from headstart.errors import InvalidRequestError
+
+
+@pytest.fixture(scope="module")
+def llm(stories) -> LLM:
+    return LLM(stories, dtype="float32")
+
+
+def test_forms_of_prompts_mean_the_same(llm):
+    """A string, its ids, dicts of both, and lists of them."""
+    greedy = SamplingParams(max_tokens=8, temperature=0)
+    ids = llm.tokenizer.encode("Once upon a time")
+    forms = ["Once upon a time", {"prompt": "Once upon a time"}, {"prompt_token_ids": ids}]
+    together = llm.generate(forms, greedy)
+    single = [llm.generate(form, greedy)[0] for form in [*forms, ids]]
+    assert len({tuple(output.outputs[0].token_ids) for output in together + single}) == 1
+    assert all(output.prompt_token_ids == ids and output.finished for output in together)
+    each = llm.generate(["Once", "One"], [SamplingParams(max_tokens=2), SamplingParams(max_tokens=3)])
+    assert [len(output.outputs[0].token_ids) for output in each] == [2, 3]
+    with pytest.raises(InvalidRequestError, match="2 prompts but 1"):
+        llm.generate(["a", "b"], [greedy])
+    assert llm.generate([], greedy) == []
+
+
+def test_a_bad_prompt_among_many_runs_none(llm):
+    """One refused prompt leaves nothing behind."""
+    with pytest.raises(InvalidRequestError):
+        llm.generate(["fine", {"prompt_token_ids": [99999]}])
+    assert not llm.engine.has_work
+
+
+def test_logprobs_are_the_models(llm, stories):
+    """Log-probabilities of prompt and output tokens, ranks and alternatives, equal Transformers'."""
+    params = SamplingParams(max_tokens=12, temperature=0.8, seed=1, logprobs=3, prompt_logprobs=2)
+    out = llm.generate("Once upon a time, there was a bird", params)[0]
+    model = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32)
+    tokens = out.prompt_token_ids + out.outputs[0].token_ids
+    with torch.inference_mode():
+        logprobs = torch.log_softmax(model(torch.tensor([tokens])).logits[0], -1)
+    assert out.prompt_logprobs[0] is None
+    entries = [*out.prompt_logprobs[1:], *out.outputs[0].logprobs]
+    for place, (token, entry) in enumerate(zip(tokens[1:], entries, strict=True)):
+        row = logprobs[place]
+        assert entry[token].logprob == pytest.approx(row[token].item(), abs=1e-4)
+        assert entry[token].rank == (row > row[token]).sum().item() + 1
+        for other, rank in zip(row.topk(2).indices.tolist(), (1, 2), strict=True):
+            assert entry[other].rank == rank and entry[other].logprob == pytest.approx(row[other].item(), abs=1e-4)
+    total = sum(entry[t].logprob for t, entry in zip(out.outputs[0].token_ids, out.outputs[0].logprobs, strict=True))
+    assert out.outputs[0].cumulative_logprob == pytest.approx(total)
+
+
+def test_best_of_returns_the_likeliest(llm):
+    """Of best_of outputs the n with the highest mean log-probability come back, best first."""
+    ask = {"max_tokens": 20, "temperature": 1.0, "seed": 5, "logprobs": 0}
+    every = llm.generate("One day", SamplingParams(n=6, **ask))[0].outputs
+    best = llm.generate("One day", SamplingParams(n=2, best_of=6, **ask))[0].outputs
+    ranked = sorted(every, key=lambda o: o.cumulative_logprob / len(o.token_ids), reverse=True)
+    assert [o.token_ids for o in best] == [o.token_ids for o in ranked[:2]]
+    assert [o.index for o in best] == [0, 1]
+
+
+def test_stops(llm):
+    """Stop strings, stop ids, the end of sequence, and the length each end the output with their reason."""
+    greedy = {"temperature": 0, "max_tokens": 120}
+    plain = llm.generate("Once upon a time", SamplingParams(**greedy))[0].outputs[0]
+    assert plain.finish_reason == "length" and len(plain.token_ids) == 120
+    stopped = llm.generate("Once upon a time", SamplingParams(stop=["park", "zzz"], **greedy))[0].outputs[0]
+    assert stopped.text == plain.text[: plain.text.index("park")]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", "park")
+    kept = SamplingParams(stop="park", include_stop_str_in_output=True, **greedy)
+    assert llm.generate("Once upon a time", kept)[0].outputs[0].text == stopped.text + "park"
+    token = plain.token_ids[10]
+    by_id = llm.generate("Once upon a time", SamplingParams(stop_token_ids=[token], **greedy))[0].outputs[0]
+    assert by_id.token_ids == plain.token_ids[: plain.token_ids.index(token) + 1]
+    assert (by_id.finish_reason, by_id.stop_reason) == ("stop", token)
+    likes_to_end = {"logit_bias": {2: 100.0}, "temperature": 0, "max_tokens": 9}
+    ended = llm.generate("Once", SamplingParams(**likes_to_end))[0].outputs[0]
+    assert (ended.token_ids, ended.text, ended.finish_reason) == ([2], "", "stop")
+    late = llm.generate("Once", SamplingParams(min_tokens=4, **likes_to_end))[0].outputs[0]
+    assert len(late.token_ids) == 5 and late.finish_reason == "stop"
+    endless = llm.generate("Once", SamplingParams(ignore_eos=True, **likes_to_end))[0].outputs[0]
+    assert endless.finish_reason == "length" and len(endless.token_ids) == 9
+
+
+def test_structured_outputs_follow_their_schema(llm):
+    """Hot sampling under a schema gives JSON of that schema, in a batch with free requests."""
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    bound = SamplingParams(max_tokens=150, temperature=1.3, seed=3, structured_outputs=StructuredOutputs(json=schema))
+    word = SamplingParams(max_tokens=20, temperature=1.3, seed=4, structured_outputs=StructuredOutputs(regex="(ab)+c"))
+    free = SamplingParams(max_tokens=20, temperature=0)
+    outputs = llm.generate(["Once"] * 3, [bound, word, free])
+    first = outputs[0].outputs[0]
+    assert first.finish_reason == "stop"
+    value = json.loads(first.text)
+    assert set(value) == {"name", "age"} and isinstance(value["age"], int) and len(value["name"]) <= 8
+    assert outputs[2].outputs[0].text == llm.generate("Once", free)[0].outputs[0].text
+
+
+def test_chat_uses_the_template(llm):
+    """Messages become the prompt that the template makes of them."""
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    greedy = SamplingParams(max_tokens=6, temperature=0)
+    out = llm.chat([{"role": "user", "content": "Hi"}], greedy, chat_template=template)[0]
+    want = llm.tokenizer.encode("user: Hi\nassistant:", add_special_tokens=False)
+    assert out.prompt_token_ids == want
+
+
+def test_interrupted_generation_leaves_nothing(llm):
+    """A stream that is closed half way frees its pages."""
+    stream = llm.stream("Once upon a time", SamplingParams(max_tokens=50, temperature=0))
+    next(stream)
+    stream.close()
+    assert not llm.engine.has_work and llm.engine.store.num_leased == 0
+    llm.engine.store.check()
