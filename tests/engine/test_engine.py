@@ -155,9 +155,9 @@ def test_refusals_name_their_numbers():
             engine.prepare("x", ids, greedy)
     with pytest.raises(InvalidRequestError, match="logit_bias names token 99"):
         engine.prepare("x", [3], SamplingParams(logit_bias={99: 1.0}))
-    with pytest.raises(HeadstartError, match="holds 24 tokens.*max_model_len"):
+    with pytest.raises(HeadstartError, match=r"holds 24 tokens.*max_model_len"):
         make_engine(page_size=4, num_pages=6, max_model_len=30)
-    with pytest.raises(HeadstartError, match="97.*96 positions"):
+    with pytest.raises(HeadstartError, match=r"97.*96 positions"):
         make_engine(max_model_len=97)
     engine.submit(engine.prepare("twice", [3], greedy))
     with pytest.raises(InvalidRequestError, match="twice"):
