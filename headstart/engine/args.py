@@ -78,7 +78,7 @@ class EngineArgs:
         asked, most = self.max_model_len, config.max_extended_position
         if asked is not None and asked > most:
             raise HeadstartError(
-                f"max_model_len ({asked}) is beyond the {most} positions that the model can tell apart; use {most} or less"
+                f"max_model_len ({asked}) is beyond the {most} positions that the model can tell apart; ask for less"
             )
         length = asked or config.max_position
         token_bytes = sum(

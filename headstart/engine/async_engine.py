@@ -4,7 +4,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from uuid import uuid4
 
@@ -101,7 +101,7 @@ class AsyncEngine:
         request_id: str | None = None,
         *,
         cache_salt: str | None = None,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Run a request; yields as its `output_kind` says, the last item has `finished`.
 
         Closing the iterator, or cancelling the task that reads it, aborts the request and frees its pages.

@@ -70,7 +70,7 @@ class TokenBatch:
 
         layout = RaggedLayout(
             [a.num_tokens for a in allotments],
-            [a.sequence.num_computed + a.num_tokens for a in allotments],
+            [a.sequence.kv_length + a.num_tokens for a in allotments],
             [a.sequence.pages for a in allotments],
             page_size,
             device,

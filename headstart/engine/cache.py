@@ -50,6 +50,21 @@ class Lease(PageLease):
         self.pages[self.shared : whole] = held
         self.node, self.shared = node, whole
 
+    def keep(self, offsets: Tensor) -> bool:
+        wanted = -(-len(offsets) // self.store.page_size)
+        if self.shared:
+            copies = self.store.take(wanted, None)
+            if copies is None:
+                return False
+        else:
+            copies = self.pages[:wanted]
+        self.store.move(self.pages, offsets, copies)
+        self.store.give_back([page for page in self.pages[self.shared :] if page not in set(copies)])
+        if self.node is not None:
+            self.store.tree.unlock(self.node)
+        self.pages, self.shared, self.node = copies, 0, None
+        return True
+
     def release(self) -> None:
         self.store.close(self)
 
@@ -81,9 +96,8 @@ class PagedKVStore(KVStore):
                 self._values.append(self._values[layer.alias_of])
                 continue
             shape = (num_pages, page_size, layer.num_kv_heads, layer.head_dim)
-            # Zeros, since a padded read may touch slots that no key was written to, and 0 x NaN is NaN.
-            self._keys.append(torch.zeros(shape, dtype=layer.dtype, device=device))
-            self._values.append(torch.zeros(shape, dtype=layer.dtype, device=device))
+            self._keys.append(_zeros(shape, layer.dtype, torch.device(device)))
+            self._values.append(_zeros(shape, layer.dtype, torch.device(device)))
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each `[P, page_size, Hkv, D]`."""
@@ -98,6 +112,19 @@ class PagedKVStore(KVStore):
             lease = Lease(self, node, pages, len(pages))
         self._leases.add(lease)
         return lease
+
+    def move(self, source: list[int], offsets: Tensor, target: list[int]) -> None:
+        """Copy the keys and values at `offsets [K]` within the source pages to the front of the target pages."""
+        device = self._keys[0].device
+        offsets = offsets.to(device)
+        table = torch.tensor(source, dtype=torch.int64, device=device)
+        slots = table[offsets // self.page_size] * self.page_size + offsets % self.page_size
+        front = torch.arange(len(offsets), device=device)
+        table = torch.tensor(target, dtype=torch.int64, device=device)
+        places = table[front // self.page_size] * self.page_size + front % self.page_size
+        for pages in {tensor.data_ptr(): tensor for tensor in self._keys + self._values}.values():
+            flat = pages.flatten(0, 1)
+            flat[places] = flat[slots]
 
     def drop(self, namespace: str) -> None:
         self.give_back(self.tree.drop(namespace))
@@ -174,3 +201,14 @@ class PagedKVStore(KVStore):
         assert not self._free[pages].any(), "a page was freed twice"
         self._free[pages] = True
         self.num_free += len(pages)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, since a padded read may touch slots that no key was written to, and 0 x NaN is NaN.
+
+    On a CPU they come from calloc by way of NumPy, so that memory is taken page by page as it is used.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)

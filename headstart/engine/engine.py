@@ -23,9 +23,10 @@ from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.runner import Runner
 from headstart.engine.sampler import Sampled, Sampler
-from headstart.engine.seams import KVLayout, LogitRule, PromptRule
+from headstart.engine.seams import KVLayout, LinearOp, LogitRule, PromptRule, Retention, Tokenization
 from headstart.engine.stack import Stack
-from headstart.errors import InvalidRequestError
+from headstart.errors import InvalidRequestError, MethodError
+from headstart.models.layers import Linear
 
 # Logits of prompt rows are made this many at a time: a vocabulary of 150 thousand takes 600 KB a row.
 _LOGIT_ROWS = 128
@@ -80,7 +81,12 @@ class Engine:
         self.runner = Runner(decoder, self.store, self.stack, device)
         self.sampler = Sampler(self.eos_ids, self._decode_one)
         self.requests: dict[str, Request] = {}
+        self._bind_weights()
         self._scheduler = self.stack.scheduler
+        self._tokenization = self.stack.get("tokenization", Tokenization)
+        self._retention = self.stack.optional("retention", Retention)
+        if self._retention is not None and any(spec.window for spec in decoder.attention_specs):
+            raise MethodError("a method that drops keys cannot run on a model with sliding windows")
         self._logit_rule = self.stack.optional("logit_rule", LogitRule)
         self._prompt_rule = self.stack.optional("prompt_rule", PromptRule)
         self._grammars: GrammarCompiler | None = None
@@ -106,7 +112,7 @@ class Engine:
         Raises:
             InvalidRequestError: an empty or too long prompt, unknown token ids, or parameters that do not fit.
         """
-        text, ids = read_prompt(prompt, self.tokenizer, self.vocab_size)
+        text, ids = read_prompt(prompt, self.tokenizer, self._tokenization, self.vocab_size)
         if self._prompt_rule is not None:
             ids = self._prompt_rule.rewrite(ids)
         self._check(ids, params)
@@ -173,6 +179,7 @@ class Engine:
             sequence.num_computed += allotment.num_tokens
             assert sequence.lease is not None
             sequence.lease.commit(sequence.tokens, sequence.num_computed)
+            self._drop_keys(sequence)
         touched: dict[str, Request] = {}
         if ready:
             for sequence, drawn in zip(ready[0], self._sample(*ready), strict=True):
@@ -196,6 +203,21 @@ class Engine:
             steps=self._totals["steps"],
             finished=dict(self._finished),
         )
+
+    def _bind_weights(self) -> None:
+        """Let a `LinearOp` take over the dense weights."""
+        linear = self.stack.optional("linear", LinearOp)
+        for name, module in self.checkpoint.decoder.named_modules() if linear is not None else ():
+            if linear is not None and isinstance(module, Linear):
+                module.op = linear.bind(name, module)
+
+    def _drop_keys(self, sequence: Sequence) -> None:
+        """Let a `Retention` free what it does not want kept."""
+        if self._retention is None or sequence.lease is None:
+            return
+        kept = self._retention.retain(sequence, self.store)
+        if kept is not None and len(kept) < sequence.kv_length and sequence.lease.keep(kept):
+            sequence.num_dropped = sequence.num_computed - len(kept)
 
     def _check(self, ids: list[int], params: SamplingParams) -> None:
         """Refuse what can never be served, with its numbers."""

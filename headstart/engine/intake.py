@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from headstart.checkpoints.tokenizer import Tokenizer
+from headstart.engine.seams import Tokenization
 from headstart.errors import InvalidRequestError
 
 Prompt = str | list[int] | Mapping[str, Any]
 
 
-def read_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[str | None, list[int]]:
+def read_prompt(
+    prompt: Prompt, tokenizer: Tokenizer | None, tokenization: Tokenization, vocab_size: int
+) -> tuple[str | None, list[int]]:
     """A string, a list of token ids, `{"prompt": ...}` or `{"prompt_token_ids": ...}` → (text or None, ids).
 
     Raises:
@@ -28,7 +31,7 @@ def read_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) ->
             raise InvalidRequestError(
                 "a text prompt needs a tokenizer, and this engine runs without one: give token ids", "prompt"
             )
-        prompt = tokenizer.encode(text)
+        prompt = tokenization.encode(text, tokenizer)
     if not isinstance(prompt, list | tuple) or not all(type(token) is int for token in prompt):
         raise InvalidRequestError(f"a prompt is text or a list of token ids, not {type(prompt).__name__}", "prompt")
     if not prompt:

@@ -125,7 +125,7 @@ class SamplingParams:
 
     def _checked_stop(self) -> list[str]:
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if not all(isinstance(s, str) and s for s in stop):
+        if not isinstance(stop, list | tuple) or not all(isinstance(s, str) and s for s in stop):
             raise InvalidRequestError("stop must be one or several strings that are not empty", "stop")
         return list(stop)
 

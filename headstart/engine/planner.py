@@ -69,7 +69,7 @@ class StepPlanner:
         if sequence not in self.running:
             return False
         assert sequence.lease is not None
-        while not sequence.lease.reserve(len(sequence.tokens)):
+        while not sequence.lease.reserve(sequence.kv_length + 1):
             victim = next(reversed(self.running))
             self.preempt(victim)
             if victim is sequence:
@@ -131,7 +131,7 @@ class StepPlanner:
         if sequence.lease is not None:
             sequence.lease.release()
             sequence.lease = None
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_dropped = 0
 
     def _share(self, sequence: Sequence, tokens: int) -> None:
         self._shares[sequence] = tokens

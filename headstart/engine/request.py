@@ -21,7 +21,8 @@ class Sequence:
         index: its number among the request's outputs.
         tokens: prompt and output ids known so far.
         num_prompt: how many of them are the prompt.
-        num_computed: how many have their keys in the cache.
+        num_computed: how many have been through the model.
+        num_dropped: how many of those have no keys in the cache any more (`Retention`).
         lease: its pages while it runs.
         seed: with the output position, determines every random draw.
     """
@@ -34,6 +35,7 @@ class Sequence:
     detokenizer: "Detokenizer | None" = None
     matcher: Any = None
     num_computed: int = 0
+    num_dropped: int = 0
     lease: PageLease | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -59,6 +61,11 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Known tokens whose keys are not in the cache yet: 1 while decoding."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def kv_length(self) -> int:
+        """Keys in the cache."""
+        return self.num_computed - self.num_dropped
 
     @property
     def pages(self) -> list[int]:

@@ -6,6 +6,7 @@ Attending is separate from keeping: what a query skips is still there for the ne
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,10 +18,12 @@ from torch import Tensor
 from headstart.ops.attention import RaggedLayout, Selection, paged_attention
 
 if TYPE_CHECKING:
+    from headstart.checkpoints.tokenizer import Tokenizer
     from headstart.engine.batch import TokenBatch
     from headstart.engine.planner import StepPlanner
     from headstart.engine.request import Sequence
     from headstart.models.decoder import Attend, AttentionSpec, Decoder
+    from headstart.models.layers import Linear
 
 
 class Seam:
@@ -167,6 +170,14 @@ class PageLease(ABC):
         """Offer for reuse what is whole among the first `computed` of these tokens, whose keys are now written."""
 
     @abstractmethod
+    def keep(self, offsets: Tensor) -> bool:
+        """Drop all cached keys but those at these offsets (int64 `[K]`, ascending) and free what that empties.
+
+        Keys that others share stay theirs; the lease goes on with copies and offers nothing for reuse any more.
+        False, with nothing dropped, when there is no room for the copies.
+        """
+
+    @abstractmethod
     def release(self) -> None:
         """Give all pages back; calling it again does nothing."""
 
@@ -205,6 +216,35 @@ class KVStore(Seam, ABC):
         """Forget a namespace in which no lease stands."""
 
 
+class Retention(Seam, ABC):
+    """What stays in the cache?"""
+
+    slots = ("retention",)
+
+    @abstractmethod
+    def retain(self, sequence: "Sequence", store: KVStore) -> Tensor | None:
+        """Asked after each step for each sequence that ran in it.
+
+        Returns:
+            int64 `[K]`, ascending: which of the sequence's `kv_length` cached keys to keep, in cache order. The
+            others are gone for good and whole pages of them become free. None keeps all.
+        """
+
+
+class LinearOp(Seam, ABC):
+    """How is a weight applied?"""
+
+    slots = ("linear",)
+
+    @abstractmethod
+    def bind(self, name: str, module: "Linear") -> Callable[[Tensor], Tensor] | None:
+        """Asked once per dense weight at start, by its name in the decoder.
+
+        Returns:
+            What maps `[T, in]` to `[T, out]` from then on; None leaves the plain product.
+        """
+
+
 class LogitRule(Seam, ABC):
     """What is done to logits before sampling?"""
 
@@ -225,6 +265,23 @@ class PromptRule(Seam, ABC):
         """The ids that the model reads instead."""
 
 
+class Tokenization(Seam, ABC):
+    """How does text become ids?"""
+
+    slots = ("tokenization",)
+
+    @abstractmethod
+    def encode(self, text: str, tokenizer: "Tokenizer") -> list[int]:
+        """The prompt's token ids, special tokens included."""
+
+
+class TokenizerIds(Tokenization):
+    """As the checkpoint's `tokenizer.json` says: the default."""
+
+    def encode(self, text: str, tokenizer: "Tokenizer") -> list[int]:
+        return tokenizer.encode(text)
+
+
 DEFAULTS: dict[str, type[Seam]] = {
     "attention.prefill": PagedAttention,
     "attention.decode": PagedAttention,
@@ -232,6 +289,8 @@ DEFAULTS: dict[str, type[Seam]] = {
     "selector.decode": EveryKey,
     "prefill": EveryLayer,
     "kv_layout": FullLayout,
+    "tokenization": TokenizerIds,
 }
-"""What stands in a slot that no method fills. The remaining slots are empty by default (`logit_rule`,
-`prompt_rule`) or have their default beside the machinery it drives (`scheduler`, `kv_store`)."""
+"""What stands in a slot that no method fills. The remaining slots are empty by default, which leaves things as they
+are (`retention`, `linear`, `logit_rule`, `prompt_rule`), or have their default beside the machinery that it drives
+(`scheduler`, `kv_store`)."""

@@ -1,5 +1,7 @@
 """The three kinds of weights, dense, embedding and norm: where the numbers live and what applies them."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,11 @@ from headstart.ops.norm import rms_norm
 
 
 class Linear(nn.Module):
-    """A dense weight `[out, in]`, uninitialised, in the memory order that is fastest on its device."""
+    """A dense weight `[out, in]`, uninitialised, in the memory order that is fastest on its device.
+
+    Attributes:
+        op: `[T, in]` → `[T, out]`, what applies the weight instead of the plain product; None is the plain product.
+    """
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device: torch.device
@@ -17,10 +23,11 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = parameter(empty_weight(out_features, in_features, dtype, device))
         self.bias = parameter(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
+        self.op: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, in]` → `[T, out]`."""
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias) if self.op is None else self.op(x)
 
 
 class Embedding(nn.Module):

@@ -191,10 +191,14 @@ def paged_attention(
     Returns:
         `out [T, H, D]` in q's dtype and `lse [T, H]` float32.
     """
+    plain = softcap is not None or selection is not None
+    if len(layout.rectangles) == 1 and not plain and len(layout.query_lengths) == 1:
+        only = layout.rectangles[0]
+        return _attend_chunk(q, _keys_of(k_pages, only, 0), _keys_of(v_pages, only, 0), scale, window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     for rectangle in layout.rectangles:
-        if softcap is not None or selection is not None:
+        if plain:
             _attend_plainly(q, k_pages, v_pages, layout, rectangle, scale, window, softcap, selection, out, lse)
         elif len(rectangle.sequences) == 1:
             start = layout.query_starts[rectangle.sequences[0]]
@@ -230,7 +234,8 @@ def _keys_of(pages: Tensor, rectangle: _Rectangle, i: int) -> Tensor:
     length = rectangle.kv_lengths[i]
     count, first = -(-length // pages.shape[1]), rectangle.first_pages[i]
     if first is not None:
-        return pages[first : first + count].flatten(0, 1)[:length]
+        start = first * pages.shape[1]
+        return pages.view(-1, *pages.shape[2:])[start : start + length]
     return pages.index_select(0, rectangle.pages[i, :count]).flatten(0, 1)[:length]
 
 

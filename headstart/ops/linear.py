@@ -1,9 +1,10 @@
 """`y = x W^T + b` for dense weights: the memory order they want on each device, and the fastest exact product.
 
-Two facts about CPUs shape this file. A product with few rows is bound by reading the weight, and reads it fastest
-when the weight lies as `[in, out]`. A product with many rows in bfloat16 is several times slower than in float32 on
-a CPU without bfloat16 units, so there the weight is widened block by block in cache and multiplied in float32,
-which also rounds less. From how many rows that pays is measured once per process, not assumed.
+Two facts about CPUs shape this file. A product with one row is bound by reading the weight, and reads a wide one
+(more outputs than inputs) fastest when it lies as `[in, out]`, a deep one when it lies as `[out, in]`. A product
+with many rows in bfloat16 is several times slower than in float32 on a CPU without bfloat16 units, so there the
+weight is widened block by block in cache and multiplied in float32, which also rounds less. From how many rows that
+pays is measured once per process, not assumed.
 """
 
 import threading
@@ -25,9 +26,9 @@ _WHOLE_ROWS = 256
 def empty_weight(out_features: int, in_features: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """An uninitialised weight `[out, in]`, laid out in memory as is fastest on the device.
 
-    On a CPU the result is a transposed view (strides `(1, out)`): fill it with `copy_`, never assume contiguity.
+    On a CPU a wide weight is a transposed view (strides `(1, out)`): fill it with `copy_`, never assume contiguity.
     """
-    if torch.device(device).type == "cpu":
+    if torch.device(device).type == "cpu" and out_features >= in_features:
         return torch.empty(in_features, out_features, dtype=dtype, device=device).t()
     return torch.empty(out_features, in_features, dtype=dtype, device=device)
 
@@ -40,6 +41,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         first = widening_pays_from(x.dtype)
         if first is not None and x.shape[0] >= first:
             return _widened_linear(x, weight, bias)
+        if x.shape[0] == 1 and weight.is_contiguous():
+            y = torch.mv(weight, x[0])
+            return (y if bias is None else y + bias)[None]
     return F.linear(x, weight, bias)
 
 
@@ -51,27 +55,44 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 def _widened_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product in float32 with the weight widened block by block into a small buffer."""
-    rows, (out_features, in_features) = x.shape[0], weight.shape
-    columns_first = weight.t()  # [in, out], contiguous when made by `empty_weight`
     wide = x.float()
-    y = torch.empty(rows, out_features, dtype=x.dtype)
-    whole = rows >= _WHOLE_ROWS
+    y = _widened_rows(wide, weight) if weight.is_contiguous() else _widened_columns(wide, weight.t())
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
+
+
+def _widened_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """`x [T, in]` float32, `weight [out, in]` contiguous → float32 `[T, out]`, some outputs at a time."""
+    out_features, in_features = weight.shape
+    y = torch.empty(x.shape[0], out_features)
+    elements = weight.numel() if x.shape[0] >= _WHOLE_ROWS else _BLOCK_ELEMENTS
+    height = max(1, min(out_features, elements // in_features))
+    buffer = _buffer(height * in_features)
+    for top in range(0, out_features, height):
+        bottom = min(top + height, out_features)
+        block = buffer[: (bottom - top) * in_features].view(bottom - top, in_features)
+        block.copy_(weight[top:bottom])
+        torch.mm(x, block.t(), out=y[:, top:bottom])
+    return y
+
+
+def _widened_columns(x: Tensor, weight: Tensor) -> Tensor:
+    """`x [T, in]` float32, `weight [in, out]` → float32 `[T, out]`, some inputs at a time, summed up."""
+    rows, (in_features, out_features) = x.shape[0], weight.shape
+    y = torch.empty(rows, out_features)
     width = min(out_features, _BLOCK_COLUMNS)
-    depth = in_features if whole else max(1, min(in_features, _BLOCK_ELEMENTS // width))
+    depth = in_features if rows >= _WHOLE_ROWS else max(1, min(in_features, _BLOCK_ELEMENTS // width))
     buffer = _buffer(depth * width)
     for left in range(0, out_features, width):
         right = min(left + width, out_features)
-        total: Tensor | None = None
+        part = y[:, left:right]
         for top in range(0, in_features, depth):
             bottom = min(top + depth, in_features)
             block = buffer[: (bottom - top) * (right - left)].view(bottom - top, right - left)
-            block.copy_(columns_first[top:bottom, left:right])
-            if total is None:
-                total = wide[:, top:bottom] @ block
+            block.copy_(weight[top:bottom, left:right])
+            if top == 0:
+                torch.mm(x[:, top:bottom], block, out=part)
             else:
-                total.addmm_(wide[:, top:bottom], block)
-        assert total is not None
-        y[:, left:right] = total if bias is None else total.add_(bias[left:right])
+                part.addmm_(x[:, top:bottom], block)
     return y
 
 
@@ -90,17 +111,23 @@ def _buffer(elements: int) -> Tensor:
 @lru_cache(maxsize=4)
 def widening_pays_from(dtype: torch.dtype) -> int | None:
     """The least number of rows from which the float32 product beats the native one here; None when it never does."""
-    with torch.inference_mode():
-        weight = empty_weight(4096, 1024, dtype).fill_(0.01)
-        first = None
-        for rows in (64, 32, 16, 8, 4, 2):
-            x = torch.full((rows, 1024), 0.01, dtype=dtype)
-            native = _best_time(lambda x=x: F.linear(x, weight))
-            widened = _best_time(lambda x=x: _widened_linear(x, weight, None))
-            if widened >= native:
-                break
-            first = rows
-    return first
+    # On one thread: with several, a neighbour on the machine would decide what is a property of the CPU.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            weight = empty_weight(4096, 1024, dtype).fill_(0.01)
+            first = None
+            for rows in (64, 32, 16, 8, 4, 2):
+                x = torch.full((rows, 1024), 0.01, dtype=dtype)
+                native = _best_time(lambda x=x: F.linear(x, weight))
+                widened = _best_time(lambda x=x: _widened_linear(x, weight, None))
+                if widened >= native:
+                    break
+                first = rows
+        return first
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _best_time(run: Callable[[], Tensor], repeats: int = 3) -> float:

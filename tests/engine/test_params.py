@@ -27,6 +27,7 @@ BAD = [
     ({"logit_bias": {1: 101}}, "logit_bias"),
     ({"stop": ["a", ""]}, "stop"),
     ({"stop": [1]}, "stop"),
+    ({"stop": 3}, "stop"),
     ({"stop_token_ids": [-1]}, "stop_token_ids"),
     ({"min_tokens": 20, "max_tokens": 10}, "min_tokens"),
     ({"logprobs": -1}, "logprobs"),

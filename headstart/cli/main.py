@@ -1,0 +1,61 @@
+"""The `headstart` command."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from headstart import __version__
+from headstart.cli.bench import app as bench
+from headstart.cli.chat import chat
+from headstart.cli.demo import demo
+from headstart.cli.generate import generate
+from headstart.cli.methods import methods
+from headstart.cli.serve import serve
+from headstart.errors import HeadstartError
+
+app = typer.Typer(
+    name="headstart",
+    help="Serve language models with cheap first tokens, and measure the methods that promise more.",
+    epilog="New here? Run `headstart demo`. Every command has its own --help.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(generate)
+app.command()(chat)
+app.command()(serve)
+app.command()(methods)
+app.add_typer(bench, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"headstart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of `headstart` itself."""
+
+
+def main() -> None:
+    """Run the command line. Bad input ends with one sentence and exit status 2, Ctrl-C (through Typer) with 130."""
+    try:
+        app()
+    except HeadstartError as error:
+        sentence = " ".join(str(error).split())
+        Console(stderr=True).print(f"headstart: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

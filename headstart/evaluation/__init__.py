@@ -1,0 +1,1 @@
+"""What measures the rest: machine peaks, side-by-side benchmarks, the ledger."""

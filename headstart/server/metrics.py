@@ -1,0 +1,143 @@
+"""Prometheus metrics, with vLLM's names under the prefix `headstart:`."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from headstart import AsyncEngine, __version__
+from headstart.engine.outputs import RequestMetrics
+
+SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.08,
+    0.15,
+    0.3,
+    0.6,
+    1.2,
+    2.5,
+    5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    320,
+)
+TOKENS = tuple(2**power for power in range(18))
+
+
+class EngineCollector(Collector):
+    """Reads the engine's counts when it is scraped."""
+
+    def __init__(self, engine: AsyncEngine, model_name: str) -> None:
+        self._engine, self._model_name = engine, model_name
+
+    def collect(self) -> Iterable[Metric]:
+        """Gauges and counters of this moment."""
+        stats = self._engine.stats()
+        used = stats.pages_total - stats.pages_free - stats.pages_cached
+        yield self._gauge("num_requests_running", "Requests in the running batch.", stats.num_running)
+        yield self._gauge("num_requests_waiting", "Requests waiting to be scheduled.", stats.num_waiting)
+        yield self._gauge(
+            "kv_cache_usage_perc",
+            "Share of KV cache pages held by requests, 0 to 1.",
+            used / stats.pages_total,
+        )
+        yield self._gauge("kv_cache_pages", "All KV cache pages.", stats.pages_total)
+        yield self._gauge("kv_cache_pages_cached", "Pages kept for reuse only.", stats.pages_cached)
+        for name, text, value in (
+            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.queried_tokens),
+            ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.cached_tokens),
+            ("prompt_tokens", "Prompt tokens processed.", stats.prompt_tokens),
+            ("generation_tokens", "Tokens generated.", stats.generation_tokens),
+            ("num_preemptions", "Requests set back to make room.", stats.preemptions),
+            ("engine_steps", "Steps of the engine.", stats.steps),
+        ):
+            yield self._counter(name, text, value)
+        finished = CounterMetricFamily(
+            "headstart:request_success",
+            "Requests ended, by reason.",
+            labels=["model_name", "finished_reason"],
+        )
+        for reason, count in stats.finished.items():
+            finished.add_metric([self._model_name, reason], count)
+        yield finished
+        info = GaugeMetricFamily(
+            "headstart:engine_info", "Always 1; the labels tell.", labels=["model_name", "version", "exact"]
+        )
+        info.add_metric([self._model_name, __version__, str(self._engine.exact).lower()], 1)
+        yield info
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(f"headstart:{name}", text, labels=["model_name"])
+        family.add_metric([self._model_name], value)
+        return family
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = CounterMetricFamily(f"headstart:{name}", text, labels=["model_name"])
+        family.add_metric([self._model_name], value)
+        return family
+
+
+class Metrics:
+    """The registry of one server, and the histograms that its requests fill."""
+
+    def __init__(self, engine: AsyncEngine, model_name: str) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(EngineCollector(engine, model_name))
+        ProcessCollector(registry=self._registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            family = Histogram(f"headstart:{name}", text, ["model_name"], buckets=buckets, registry=self._registry)
+            return family.labels(model_name=model_name)
+
+        self._first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", SECONDS)
+        self._inter_token = histogram(
+            "inter_token_latency_seconds", "Time between the tokens of an output, in streams.", SECONDS
+        )
+        self._per_token = histogram(
+            "request_time_per_output_token_seconds",
+            "A request's mean time per token after the first.",
+            SECONDS,
+        )
+        self._end_to_end = histogram("e2e_request_latency_seconds", "Arrival to last token.", SECONDS)
+        self._queue = histogram("request_queue_time_seconds", "Arrival to first step.", SECONDS)
+        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
+        self._generated = histogram("request_generation_tokens", "Generated tokens of a request.", TOKENS)
+
+    def request_finished(self, times: RequestMetrics, prompt_tokens: int, longest_output: int, generated: int) -> None:
+        """Record a finished request.
+
+        Args:
+            times: when things happened to it.
+            prompt_tokens: length of its prompt.
+            longest_output: tokens of its longest output, which took its time.
+            generated: tokens of all its outputs.
+        """
+        self._prompt.observe(prompt_tokens)
+        self._generated.observe(generated)
+        if times.time_to_first_token is not None:
+            self._first_token.observe(times.time_to_first_token)
+        if times.time_in_queue is not None:
+            self._queue.observe(times.time_in_queue)
+        if times.finished_time is not None:
+            self._end_to_end.observe(times.finished_time - times.arrival_time)
+        if times.first_token_time is not None and times.last_token_time is not None and longest_output > 1:
+            decoding = times.last_token_time - times.first_token_time
+            self._per_token.observe(decoding / (longest_output - 1))
+
+    def inter_token(self, seconds: float, tokens: int) -> None:
+        """Record `tokens` tokens that came together, `seconds` after those before them."""
+        for _ in range(tokens):
+            self._inter_token.observe(seconds / tokens)
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)

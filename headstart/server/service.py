@@ -1,0 +1,189 @@
+"""What the endpoints share: the engine, prompts made into tokens, and requests run and measured."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from headstart import AsyncEngine
+from headstart.engine.outputs import RequestOutput
+from headstart.engine.params import SamplingParams
+from headstart.errors import HeadstartError, InvalidRequestError
+from headstart.server.errors import ApiError, unavailable
+from headstart.server.lifecycle import Lifecycle
+from headstart.server.metrics import Metrics
+from headstart.server.protocol import Message
+from headstart.server.streams import merge
+from headstart.server.token_texts import TokenTexts
+
+# Shorter texts are tokenized at once: handing them to a thread would take longer.
+LONG_TEXT = 4096
+# What a request says elsewhere, or must not bring along: a template is a program.
+RESERVED_TEMPLATE_ARGUMENTS = frozenset({"add_generation_prompt", "chat_template", "messages", "tools"})
+
+T = TypeVar("T")
+
+
+@dataclass
+class Job:
+    """One prompt to run: its token ids, its text where there is one, and how to sample."""
+
+    token_ids: list[int]
+    text: str | None
+    params: SamplingParams
+
+
+class Service:
+    """One engine under one served name.
+
+    Args:
+        engine: runs the requests.
+        model_name: the name that requests must give, if they give one.
+    """
+
+    def __init__(self, engine: AsyncEngine, model_name: str) -> None:
+        self.engine, self.model_name = engine, model_name
+        self.tokenizer = engine.tokenizer
+        self.lifecycle = Lifecycle()
+        self.metrics = Metrics(engine, model_name)
+        self.texts = TokenTexts(self.tokenizer)
+        self.created = int(time.time())
+        vocabulary = self.tokenizer.inner.get_vocab(with_added_tokens=True)
+        self._longest_token = max(map(len, vocabulary))
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a request for another model with 404."""
+        if name is not None and name != self.model_name:
+            message = f"the model {name!r} is not served here; this server has {self.model_name!r}"
+            raise ApiError(404, message, kind="not_found_error", param="model", code="model_not_found")
+
+    def check_alive(self) -> None:
+        """Raise 503 if the engine has died."""
+        if self.engine.errored is not None:
+            raise unavailable("the engine has stopped after an error and the server must be restarted")
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`; a long one is tokenized in a thread."""
+        return await _off_loop(len(text), self.tokenizer.encode, text, add_special_tokens)
+
+    async def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; ids beyond the vocabulary are refused."""
+        size = self.tokenizer.vocab_size
+        beyond = next((token for token in token_ids if not 0 <= token < size), None)
+        if beyond is not None:
+            raise ApiError(400, f"there is no token {beyond}: ids are 0 to {size - 1}", param="tokens")
+        # Of the tokenizer's ways to decode, the one for batches lets other threads run meanwhile.
+        decode = self.tokenizer.inner.decode_batch
+        return (await _off_loop(len(token_ids), decode, [token_ids], skip_special_tokens))[0]
+
+    async def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt to run; one that cannot fit the model is refused without tokenizing it."""
+        self._check_fits(text, "prompt")
+        return await self.encode(text)
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        template_arguments: dict[str, Any] | None,
+    ) -> list[int]:
+        """Token ids of a chat, through the model's template, which writes its own special tokens.
+
+        Raises:
+            HeadstartError: the model has no template, or the template refuses the messages.
+        """
+        arguments = template_arguments or {}
+        if self.tokenizer.chat_template is None:
+            raise ApiError(400, "this model has no chat template; send a prompt to /v1/completions", param="messages")
+        if reserved := RESERVED_TEMPLATE_ARGUMENTS & set(arguments):
+            message = f"chat_template_kwargs cannot set {min(reserved)}"
+            raise ApiError(400, message, param="chat_template_kwargs")
+        turns = [message.for_template() for message in messages]
+        length = sum(len(turn["content"]) for turn in turns)
+        render = partial(self.tokenizer.apply_chat_template, add_generation_prompt=add_generation_prompt, **arguments)
+        text = await _off_loop(length, render, turns)
+        self._check_fits(text, "messages")
+        return await self.encode(text, add_special_tokens=False)
+
+    def _check_fits(self, text: str, field: str) -> None:
+        if len(text) > self.engine.max_model_len * self._longest_token:
+            raise ApiError(
+                400,
+                f"the prompt has {len(text)} characters, more than can fit in the model's "
+                f"{self.engine.max_model_len} tokens",
+                param=field,
+                code="context_length_exceeded",
+            )
+
+    def output_length(self, prompt_length: int, asked: int | None, default: int | None, field: str) -> int:
+        """`max_tokens` of a request: what it asks for, or else the default as far as there is room.
+
+        Raises:
+            ApiError: prompt and output together are longer than the model takes.
+        """
+        longest = self.engine.max_model_len
+        room = longest - prompt_length
+        if room < 1 or (asked is not None and asked > room):
+            wanted = "at least 1" if asked is None else asked
+            raise ApiError(
+                400,
+                f"the prompt has {prompt_length} tokens and {field} asks for {wanted}, together more than "
+                f"the model's {longest}",
+                param=field,
+                code="context_length_exceeded",
+            )
+        return min(default or room, room) if asked is None else asked
+
+    def sampling_defaults(self) -> dict[str, float | int]:
+        """Sampling parameters that the checkpoint recommends, for what a request leaves out."""
+        config = self.engine.generation_config
+        names = ("temperature", "top_p", "top_k", "repetition_penalty")
+        found = {name: getattr(config, name) for name in names} if config is not None else {}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def run(
+        self, jobs: Sequence[Job], request_id: str, cache_salt: str | None
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """The jobs' outputs as they come, each with its job's index. Closing it aborts what still runs."""
+        self.check_alive()
+        return merge([self._run(job, f"{request_id}-{index}", cache_salt) for index, job in enumerate(jobs)])
+
+    async def _run(self, job: Job, request_id: str, cache_salt: str | None) -> AsyncGenerator[RequestOutput, None]:
+        generated: dict[int, int] = {}
+        last_time: dict[int, float] = {}
+        prompt = {"prompt_token_ids": job.token_ids}
+        source: Any = self.engine.generate(prompt, job.params, request_id, cache_salt=cache_salt)
+        try:
+            async with aclosing(source) as outputs:
+                async for output in outputs:
+                    self._measure(output, generated, last_time, streamed=job.params.output_kind == "delta")
+                    yield output
+        except InvalidRequestError:
+            raise
+        except HeadstartError as error:
+            self.check_alive()
+            raise unavailable(str(error)) from None
+
+    def _measure(
+        self, output: RequestOutput, generated: dict[int, int], last_time: dict[int, float], *, streamed: bool
+    ) -> None:
+        now = time.monotonic()
+        for choice in output.outputs:
+            new = len(choice.token_ids)
+            if streamed and new and choice.index in last_time:
+                self.metrics.inter_token(now - last_time[choice.index], new)
+            if new:
+                last_time[choice.index] = now
+            generated[choice.index] = generated.get(choice.index, 0) + new
+        if output.finished and generated:
+            self.metrics.request_finished(
+                output.metrics, len(output.prompt_token_ids), max(generated.values()), sum(generated.values())
+            )
+
+
+async def _off_loop(length: int, work: Callable[..., T], *arguments: Any) -> T:
+    """`work(*arguments)`, in a thread if its text is long enough to keep other requests waiting."""
+    return work(*arguments) if length < LONG_TEXT else await asyncio.to_thread(work, *arguments)

@@ -1,0 +1,32 @@
+"""`POST /tokenize` and `POST /detokenize`: what the model's tokenizer makes of a prompt, and back."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from headstart.server.body import read_body
+from headstart.server.protocol import DetokenizeRequest, TokenizeRequest
+from headstart.server.service import Service
+
+
+def token_routes(service: Service) -> APIRouter:
+    """The routes, bound to a service."""
+    router = APIRouter()
+
+    @router.post("/tokenize")
+    async def tokenize(request: Request) -> dict[str, Any]:
+        asked = await read_body(request, TokenizeRequest)
+        service.check_model(asked.model)
+        if asked.messages is not None:
+            found = await service.encode_chat(asked.messages, asked.add_generation_prompt, asked.chat_template_kwargs)
+        else:
+            found = await service.encode(asked.prompt or "", add_special_tokens=asked.add_special_tokens)
+        return {"count": len(found), "max_model_len": service.engine.max_model_len, "tokens": found}
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request) -> dict[str, str]:
+        asked = await read_body(request, DetokenizeRequest)
+        service.check_model(asked.model)
+        return {"prompt": await service.decode(asked.tokens, asked.skip_special_tokens)}
+
+    return router
