@@ -14,6 +14,7 @@ from headstart.models.config import ModelConfig
 # A CPU is slow enough that a chunk of 2,048 tokens would hold up running answers for seconds.
 _STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 _CPU_CACHE_SHARE = 0.25
+_LARGEST_PAGE = 4096
 
 
 @dataclass
@@ -54,15 +55,31 @@ class EngineArgs:
     skip_tokenizer_init: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.use, str):
+        if isinstance(self.use, str) or not isinstance(self.use, Sequence):
             self.use = [self.use]
         least = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "page_size", "num_pages")
         for name in (*least, "kv_cache_memory"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise HeadstartError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.page_size > _LARGEST_PAGE:
+            raise HeadstartError(f"page_size must be at most {_LARGEST_PAGE} tokens, not {self.page_size}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise HeadstartError(f"seed must be a whole number of at least 0, not {self.seed!r}")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._check_device()
+
+    def _check_device(self) -> None:
+        """Refuse what is no device, or none of this machine."""
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            device = torch.device("meta")
+        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if device.type != "cpu" and not (device.type == "cuda" and (device.index or 0) < present):
+            here = "'cpu'" if present == 0 else f"'cpu' and 'cuda:0' to 'cuda:{present - 1}'"
+            raise HeadstartError(f"there is no device {self.device!r} to run on; here are {here}")
 
     @property
     def step_tokens(self) -> int:
@@ -86,6 +103,7 @@ class EngineArgs:
         )
         page_bytes = token_bytes * self.page_size
         pages = self.num_pages or max(1, self._memory(page_bytes, length) // page_bytes)
+        self._refuse_beyond_memory(pages, page_bytes)
         holds = pages * self.page_size
         if asked is not None and holds < asked:
             raise HeadstartError(
@@ -93,6 +111,15 @@ class EngineArgs:
                 f"fewer than max_model_len ({asked}); lower max_model_len or give the cache more memory"
             )
         return pages, min(length, holds)
+
+    def _refuse_beyond_memory(self, pages: int, page_bytes: int) -> None:
+        """A cache that a user asked for and the machine cannot hold."""
+        wanted = pages * page_bytes
+        if torch.device(self.device).type == "cpu" and wanted > psutil.virtual_memory().total:
+            raise HeadstartError(
+                f"a KV cache of {pages} pages of {self.page_size} tokens takes {wanted:,} bytes, more than this "
+                "machine has; lower num_pages, page_size or kv_cache_memory"
+            )
 
     def _memory(self, page_bytes: int, length: int) -> int:
         """Bytes for the cache."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,7 @@ from headstart.engine.engine import Engine, EngineStats
 from headstart.engine.intake import Prompt
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
+from headstart.engine.request import Request
 from headstart.errors import HeadstartError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ class _Stream:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[_Item] = asyncio.Queue()
+        self.known = False  # whether the engine's thread has seen it, and will therefore answer
 
     def put(self, item: _Item) -> None:
         """Hand an item over from the engine's thread; a loop that has closed no longer listens."""
@@ -53,8 +56,13 @@ class AsyncEngine:
         self.errored: BaseException | None = None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
+        # Requests between `generate`'s call and its end, by how many readers there are; touched by callers only.
+        self._num_open = 0
+        self._aborted_early: set[str] = set()
+        self._preparing: set[str] = set()
         self._draining = False
         self._stopped = False
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name="headstart-engine", daemon=True)
         self._thread.start()
 
@@ -94,6 +102,10 @@ class AsyncEngine:
         """The engine's counters now."""
         return self.engine.stats()
 
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """A text's token ids, as the engine reads prompts. Safe to call from any thread."""
+        return self.engine.encode(text, add_special_tokens)
+
     async def generate(
         self,
         prompt: Prompt,
@@ -101,6 +113,7 @@ class AsyncEngine:
         request_id: str | None = None,
         *,
         cache_salt: str | None = None,
+        arrival_time: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Run a request; yields as its `output_kind` says, the last item has `finished`.
 
@@ -111,6 +124,7 @@ class AsyncEngine:
             sampling_params: how to choose the tokens.
             request_id: a name of your own, for `abort`.
             cache_salt: requests share cached keys only with requests of the same salt.
+            arrival_time: when the request came, in seconds of `time.monotonic()` (default: now).
 
         Raises:
             InvalidRequestError: the request cannot be served.
@@ -118,23 +132,21 @@ class AsyncEngine:
         """
         self._refuse_if_closed()
         request_id = request_id or uuid4().hex
-        # Tokenizing a long prompt takes long enough to be felt by everybody else on the loop.
-        request = await asyncio.to_thread(self.engine.prepare, request_id, prompt, sampling_params, cache_salt)
+        arrival_time = time.monotonic() if arrival_time is None else arrival_time
         stream = _Stream()
-
-        def submit() -> None:
-            try:
-                self.engine.submit(request)
-            except HeadstartError as error:
-                stream.put(error)
-            else:
-                self._streams[request_id] = stream
-
-        self._refuse_if_closed()
-        self._commands.put(submit)
         finished = False
+        self._num_open += 1
+        self._preparing.add(request_id)
         try:
+            # Tokenizing a long prompt takes long enough to be felt by everybody else on the loop.
+            request = await asyncio.to_thread(
+                self.engine.prepare, request_id, prompt, sampling_params, cache_salt, arrival_time
+            )
+            self._commands.put(lambda: self._submit(request, stream))
             while not finished:
+                # The thread may have ended before the command reached it: then nobody else will say so.
+                if self._closed and stream.items.empty() and not stream.known:
+                    raise self._closing_error()
                 item = await stream.items.get()
                 if isinstance(item, BaseException):
                     finished = True
@@ -142,17 +154,22 @@ class AsyncEngine:
                 finished = item.finished
                 yield item
         finally:
+            self._num_open -= 1
+            self._preparing.discard(request_id)
+            self._aborted_early.discard(request_id)
             if not finished:
-                self._commands.put(lambda: self._abort(request_id))
+                self._commands.put(lambda: self._abort(request_id, stream))
 
     async def abort(self, request_id: str) -> None:
         """End a request before the next step; its reader gets a last item with `finish_reason="abort"`."""
+        if request_id in self._preparing:
+            self._aborted_early.add(request_id)
         self._commands.put(lambda: self._abort(request_id))
 
     async def drain(self) -> None:
         """Take no more requests, and wait for those that run."""
         self._draining = True
-        while (self._streams or self.engine.has_work or not self._commands.empty()) and self._thread.is_alive():
+        while (self._num_open or self.engine.has_work) and self._thread.is_alive():
             await asyncio.sleep(0.02)
 
     async def shutdown(self) -> None:
@@ -163,10 +180,14 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
 
     def _refuse_if_closed(self) -> None:
+        if self.errored is not None or self._closed or self._draining:
+            raise self._closing_error()
+
+    def _closing_error(self) -> HeadstartError:
+        """Why no request is taken any more."""
         if self.errored is not None:
-            raise HeadstartError(f"the engine has stopped because of an error: {self.errored}")
-        if self._draining:
-            raise HeadstartError("the engine is shutting down and takes no more requests")
+            return HeadstartError(f"the engine has stopped because of an error: {self.errored}")
+        return HeadstartError("the engine is shutting down and takes no more requests")
 
     def _work(self) -> None:
         """The engine's thread: commands first, then a step, until told to stop."""
@@ -175,14 +196,38 @@ class AsyncEngine:
                 self._obey()
                 for output in self.engine.step() if self.engine.has_work else ():
                     self._deliver(output)
-            for request_id in list(self._streams):
-                self._abort(request_id)
         except BaseException as error:
             logger.exception("the engine has stopped because of an error")
             self.errored = error
-            for stream in self._streams.values():
-                stream.put(HeadstartError(f"the engine has stopped because of an error: {error}"))
-            self._streams.clear()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        """Tell everybody who still waits: first those that run, then those whose command was not reached."""
+        if self.errored is None:
+            for request_id in list(self._streams):
+                self._abort(request_id)
+        for stream in self._streams.values():
+            stream.put(self._closing_error())
+        self._streams.clear()
+        self._closed = True
+        while not self._commands.empty():
+            self._commands.get()()
+
+    def _submit(self, request: Request, stream: _Stream) -> None:
+        """Hand a request to the engine; a refusal goes to its reader alone."""
+        stream.known = True
+        if self._closed:
+            stream.put(self._closing_error())
+            return
+        try:
+            self.engine.submit(request)
+        except HeadstartError as error:
+            stream.put(error)
+            return
+        self._streams[request.request_id] = stream
+        if request.request_id in self._aborted_early:
+            self._abort(request.request_id)
 
     def _obey(self) -> None:
         """Run the commands that have come in; wait for one if there is nothing else to do."""
@@ -202,7 +247,10 @@ class AsyncEngine:
             if output.finished:
                 del self._streams[output.request_id]
 
-    def _abort(self, request_id: str) -> None:
+    def _abort(self, request_id: str, stream: _Stream | None = None) -> None:
+        """End a request, if it is the given stream's: another caller may have the same id."""
+        if self._closed or (stream is not None and self._streams.get(request_id) is not stream):
+            return
         output = self.engine.abort(request_id)
         if output is not None:
             self._deliver(output)

@@ -5,6 +5,7 @@ private to one lease. A `Lease` is the only way to hold pages; releasing it is t
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from headstart.engine.radix import Node, PrefixTree
 from headstart.engine.seams import KVStore, LayerKV, PageLease
+from headstart.ops.attention import write_kv
 
 
 @dataclass(eq=False)
@@ -59,7 +61,8 @@ class Lease(PageLease):
         else:
             copies = self.pages[:wanted]
         self.store.move(self.pages, offsets, copies)
-        self.store.give_back([page for page in self.pages[self.shared :] if page not in set(copies)])
+        staying = set(copies)
+        self.store.give_back([page for page in self.pages[self.shared :] if page not in staying])
         if self.node is not None:
             self.store.tree.unlock(self.node)
         self.pages, self.shared, self.node = copies, 0, None
@@ -70,24 +73,18 @@ class Lease(PageLease):
 
 
 class PagedKVStore(KVStore):
-    """Pages in one device's memory, with prefix sharing.
+    """Pages in one device's memory, with prefix sharing: the default. Empty until `allocate`."""
 
-    Args:
-        layers: what each layer keeps per token (`KVLayout`'s answer).
-        num_pages: pages in the pool; each holds `page_size` tokens of every layer.
-        page_size: tokens per page.
-        device: where the pages live.
-    """
-
-    def __init__(
+    def allocate(
         self, layers: list[LayerKV], num_pages: int, page_size: int, device: torch.device | str = "cpu"
-    ) -> None:
+    ) -> Self:
         self.page_size = page_size
         self.num_pages = num_pages
         self.tree = PrefixTree(page_size)
         self._free = np.ones(num_pages, dtype=bool)
         self.num_free = num_pages
         self._leases: set[Lease] = set()
+        self._aliases = {index for index, layer in enumerate(layers) if layer.alias_of is not None}
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         for layer in layers:
@@ -98,10 +95,15 @@ class PagedKVStore(KVStore):
             shape = (num_pages, page_size, layer.num_kv_heads, layer.head_dim)
             self._keys.append(_zeros(shape, layer.dtype, torch.device(device)))
             self._values.append(_zeros(shape, layer.dtype, torch.device(device)))
+        return self
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each `[P, page_size, Hkv, D]`."""
         return self._keys[index], self._values[index]
+
+    def write(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        if index not in self._aliases:
+            write_kv(self._keys[index], self._values[index], k, v, slots)
 
     def open(self, namespace: str | None, tokens: list[int]) -> Lease:
         lease = Lease(self, None, [], 0)

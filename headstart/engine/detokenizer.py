@@ -5,6 +5,8 @@ from headstart.checkpoints.tokenizer import Tokenizer
 # Enough of the prompt's end for tokenizers whose first token reads differently from the next ones.
 _CONTEXT = 6
 _HALF = "\ufffd"
+# Held back for longer than this, bytes are no half character but none at all.
+_LONGEST_CHARACTER = 8
 
 
 class Detokenizer:
@@ -53,7 +55,9 @@ class Detokenizer:
         self._num_output += 1
         before = self._decode(self._ids[self._context : self._read])
         now = self._decode(self._ids[self._context :])
-        if len(now) > len(before) and not now.endswith(_HALF):
+        if now == before:
+            self._ids.pop()  # a token without text, such as a special one, changes nothing that comes
+        elif not now.endswith(_HALF) or len(self._ids) - self._read > _LONGEST_CHARACTER:
             self._take(now[len(before) :])
             self._context, self._read = self._read, len(self._ids)
 

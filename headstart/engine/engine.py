@@ -1,5 +1,6 @@
 """The engine: requests in, one step at a time, outputs out. Everything else in this folder is one of its parts."""
 
+import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from headstart.checkpoints.reader import Checkpoint, load_checkpoint
+from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
-from headstart.engine.cache import PagedKVStore
 from headstart.engine.detokenizer import Detokenizer
 from headstart.engine.grammar import GrammarCompiler
 from headstart.engine.intake import Prompt, read_prompt
@@ -23,10 +24,11 @@ from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.runner import Runner
 from headstart.engine.sampler import Sampled, Sampler
-from headstart.engine.seams import KVLayout, LinearOp, LogitRule, PromptRule, Retention, Tokenization
+from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization
 from headstart.engine.stack import Stack
 from headstart.errors import InvalidRequestError, MethodError
 from headstart.models.layers import Linear
+from headstart.ops.linear import widening_pays_from
 
 # Logits of prompt rows are made this many at a time: a vocabulary of 150 thousand takes 600 KB a row.
 _LOGIT_ROWS = 128
@@ -76,13 +78,17 @@ class Engine:
         device = torch.device(args.device)
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
         num_pages, self.max_model_len = args.cache_size(layers, self.checkpoint.config)
-        self.store = PagedKVStore(layers, num_pages, args.page_size, device)
-        self.planner = StepPlanner(self.store, args.max_num_seqs, args.step_tokens, self.stack.whole_prompts)
+        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.page_size, device)
+        self._scheduler = self.stack.scheduler
+        budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
+        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts)
         self.runner = Runner(decoder, self.store, self.stack, device)
-        self.sampler = Sampler(self.eos_ids, self._decode_one)
+        texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
+        self.sampler = Sampler(self.eos_ids, (lambda token: "") if texts is None else texts.text)
         self.requests: dict[str, Request] = {}
         self._bind_weights()
-        self._scheduler = self.stack.scheduler
+        if device.type == "cpu" and decoder.dtype in (torch.bfloat16, torch.float16):
+            widening_pays_from(decoder.dtype)  # measured now, not within somebody's first request
         self._tokenization = self.stack.get("tokenization", Tokenization)
         self._retention = self.stack.optional("retention", Retention)
         if self._retention is not None and any(spec.window for spec in decoder.attention_specs):
@@ -104,14 +110,26 @@ class Engine:
         """Whether any request is unfinished."""
         return bool(self.requests)
 
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """A text's token ids, as the engine reads prompts. Safe to call from any thread."""
+        if self.tokenizer is None:
+            raise InvalidRequestError("this model runs without a tokenizer: give token ids", "prompt")
+        return self._tokenization.encode(text, self.tokenizer, add_special_tokens)
+
     def prepare(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, cache_salt: str | None = None
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        cache_salt: str | None = None,
+        arrival_time: float | None = None,
     ) -> Request:
         """Turn a prompt into a request: tokenized, checked, its grammar compiled. Safe to call from any thread.
 
         Raises:
             InvalidRequestError: an empty or too long prompt, unknown token ids, or parameters that do not fit.
         """
+        arrived = time.monotonic() if arrival_time is None else arrival_time
         text, ids = read_prompt(prompt, self.tokenizer, self._tokenization, self.vocab_size)
         if self._prompt_rule is not None:
             ids = self._prompt_rule.rewrite(ids)
@@ -120,7 +138,8 @@ class Engine:
         namespace = f"request:{request_id}" if own_namespace else None
         if self.args.enable_prefix_caching:
             parts = (self.stack.fingerprint, self.checkpoint.decoder.reuse_salt(len(ids)), cache_salt or "")
-            namespace = "\x1f".join(parts)
+            # Hashed, since a salt may be long and is kept as long as its pages.
+            namespace = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
         room = self.max_model_len - len(ids)
         request = Request(
             request_id=request_id,
@@ -130,7 +149,7 @@ class Engine:
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             namespace=namespace,
             own_namespace=own_namespace,
-            metrics=RequestMetrics(arrival_time=time.monotonic()),
+            metrics=RequestMetrics(arrival_time=arrived),
         )
         request.sequences = [self._sequence(request, index) for index in range(params.generated)]
         return request
@@ -329,7 +348,8 @@ class Engine:
 
     def _end_if_due(self, sequence: Sequence, token: int, params: SamplingParams) -> None:
         early = sequence.num_output <= params.min_tokens
-        if token in self.eos_ids and not early and (not params.ignore_eos or _closed(sequence)):
+        closed = False
+        if token in self.eos_ids and not early and not params.ignore_eos:
             return self._finish(sequence, "stop")
         if token in (params.stop_token_ids or ()) and not early:
             if params.include_stop_str_in_output and sequence.detokenizer is not None:
@@ -337,10 +357,14 @@ class Engine:
             return self._finish(sequence, "stop", token)
         if sequence.matcher is not None:
             sequence.matcher.accept(token)
+            closed = sequence.matcher.finished
         if sequence.detokenizer is not None:
             sequence.detokenizer.add(token)
             if sequence.detokenizer.stopped_by is not None:
                 return self._finish(sequence, "stop", sequence.detokenizer.stopped_by)
+        if closed:
+            # The grammar is complete: nothing may follow but the end, whatever min_tokens or ignore_eos say.
+            return self._finish(sequence, "stop")
         if sequence.num_output >= sequence.request.max_tokens:
             return self._finish(sequence, "length")
         return None
@@ -353,6 +377,7 @@ class Engine:
             if reason != "abort" and sequence.detokenizer.stopped_by and sequence.stop_reason is None:
                 sequence.finish_reason, sequence.stop_reason = "stop", sequence.detokenizer.stopped_by
         self.planner.release(sequence)
+        self.sampler.forget(sequence)
         self._finished[sequence.finish_reason] += 1
 
     def _report(self, request: Request) -> RequestOutput | None:
@@ -366,14 +391,6 @@ class Engine:
         del self.requests[request.request_id]
         if request.own_namespace and request.namespace is not None:
             self.store.drop(request.namespace)
-
-    def _decode_one(self, token: int) -> str:
-        return "" if self.tokenizer is None else self.tokenizer.decode([token], skip_special_tokens=False)
-
-
-def _closed(sequence: Sequence) -> bool:
-    """Whether the sequence's grammar is complete, so that nothing may follow but the end."""
-    return sequence.matcher is not None and sequence.matcher.finished
 
 
 def with_output_kind(params: SamplingParams, kind: Any) -> SamplingParams:

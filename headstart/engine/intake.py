@@ -31,7 +31,7 @@ def read_prompt(
             raise InvalidRequestError(
                 "a text prompt needs a tokenizer, and this engine runs without one: give token ids", "prompt"
             )
-        prompt = tokenization.encode(text, tokenizer)
+        prompt = tokenization.encode(text, tokenizer, True)
     if not isinstance(prompt, list | tuple) or not all(type(token) is int for token in prompt):
         raise InvalidRequestError(f"a prompt is text or a list of token ids, not {type(prompt).__name__}", "prompt")
     if not prompt:

@@ -1,7 +1,8 @@
 """The offline API, with the names and fields of vLLM's: `LLM(model).generate(prompts, SamplingParams(...))`."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,7 @@ from headstart.engine.engine import Engine, with_output_kind
 from headstart.engine.intake import Prompt
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
+from headstart.engine.request import Request
 from headstart.errors import InvalidRequestError
 
 Message = Mapping[str, Any]
@@ -33,6 +35,8 @@ class LLM:
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         self.engine = Engine(EngineArgs(model=model, **settings))
         self._ids = count()
+        # Outputs by request: several streams may be open, and whoever steps the engine steps it for all.
+        self._arrived: dict[str, deque[RequestOutput]] = {}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -45,6 +49,10 @@ class LLM:
     def max_model_len(self) -> int:
         """The longest prompt plus output, in tokens."""
         return self.engine.max_model_len
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """A text's token ids, as the engine reads prompts."""
+        return self.engine.encode(text, add_special_tokens)
 
     def generate(
         self,
@@ -79,13 +87,12 @@ class LLM:
             for prompt, params in zip(many, each, strict=True)
         ]
         order = [request.request_id for request in requests]
-        for request in requests:
-            self.engine.submit(request)
         try:
+            for request in requests:
+                self._submit(request)
             return self._run(order, use_tqdm and sys.stderr.isatty())
         finally:
-            for request_id in order:
-                self.engine.abort(request_id)
+            self._close(order)
 
     def chat(
         self,
@@ -108,20 +115,26 @@ class LLM:
                 add_generation_prompt=add_generation_prompt,
                 **extra,
             )
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            ids = self.encode(text, add_special_tokens=False)
             prompts.append({"prompt_token_ids": ids})
         return self.generate(prompts, sampling_params, use_tqdm)
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Generator[RequestOutput, None, None]:
         """Complete one prompt piece by piece: each item's outputs hold only what is new."""
         params = with_output_kind(sampling_params or self.default_sampling_params(), "delta")
         request = self.engine.prepare(str(next(self._ids)), prompt, params)
-        self.engine.submit(request)
         try:
-            while not request.finished:
-                yield from self.engine.step()
+            self._submit(request)
+            arrived = self._arrived[request.request_id]
+            while arrived or not request.finished:
+                if not arrived:
+                    self._step()
+                while arrived:
+                    yield arrived.popleft()
         finally:
-            self.engine.abort(request.request_id)
+            self._close([request.request_id])
 
     def default_sampling_params(self, max_tokens: int = 16) -> SamplingParams:
         """What the checkpoint's `generation_config.json` recommends."""
@@ -139,12 +152,29 @@ class LLM:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not show, transient=True) as progress:
             task = progress.add_task("prompts", total=len(order))
-            while len(done) < len(order):
-                for output in self.engine.step():
-                    if output.finished:
-                        done[output.request_id] = output
-                        progress.advance(task)
+            waiting = set(order)
+            while waiting:
+                self._step()
+                ended = {request_id for request_id in waiting if self._arrived[request_id]}
+                done |= {request_id: self._arrived[request_id].pop() for request_id in ended}
+                waiting -= ended
+                progress.advance(task, len(ended))
         return [done[request_id] for request_id in order]
+
+    def _submit(self, request: Request) -> None:
+        self._arrived[request.request_id] = deque()
+        self.engine.submit(request)
+
+    def _step(self) -> None:
+        """Run one step and put each output where its reader looks."""
+        for output in self.engine.step():
+            self._arrived[output.request_id].append(output)
+
+    def _close(self, order: list[str]) -> None:
+        """Forget requests, and end those that still run."""
+        for request_id in order:
+            self.engine.abort(request_id)
+            self._arrived.pop(request_id, None)
 
 
 def _as_list(prompts: Any) -> list[Prompt]:

@@ -1,6 +1,7 @@
 """How one request wants its tokens chosen: `SamplingParams`, with the names vLLM's users know."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -114,7 +115,12 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, 2**31)
         self.stop = self._checked_stop()
-        self.stop_token_ids = [_integer("stop_token_ids", i, 0, 2**31) for i in self.stop_token_ids or []]
+        ids = self.stop_token_ids or []
+        if not isinstance(ids, list | tuple):
+            raise InvalidRequestError(f"stop_token_ids must be a list of token ids, not {ids!r}", "stop_token_ids")
+        self.stop_token_ids = [_integer("stop_token_ids", i, 0, 2**31) for i in ids]
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):
+            raise InvalidRequestError("structured_outputs must be a StructuredOutputs", "structured_outputs")
         if self.logit_bias is not None:
             self.logit_bias = self._checked_bias()
         if self.output_kind not in ("cumulative", "delta", "final"):
@@ -130,8 +136,10 @@ class SamplingParams:
         return list(stop)
 
     def _checked_bias(self) -> dict[int, float]:
+        if not isinstance(self.logit_bias, dict):
+            raise InvalidRequestError("logit_bias must map token ids to numbers", "logit_bias")
         bias: dict[int, float] = {}
-        for token, value in (self.logit_bias or {}).items():
+        for token, value in self.logit_bias.items():
             try:
                 token_id = int(token)
             except (TypeError, ValueError):
@@ -156,11 +164,12 @@ def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = 
     """`value` as a float, or a sentence that names the field, the value and the range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequestError(f"{name} must be a number, not {value!r}", name)
-    if not (low < value if open_low else low <= value) or not value <= high or math.isnan(value):
+    number = float(max(-sys.float_info.max, min(value, sys.float_info.max)))
+    if not (low < number if open_low else low <= number) or not number <= high or value != value:
         bounds = f"{'above' if open_low else 'at least'} {low:g}"
         bounds += f" and at most {high:g}" if high != math.inf else ""
         raise InvalidRequestError(f"{name} must be {bounds}, not {value}", name)
-    return float(value)
+    return number
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:

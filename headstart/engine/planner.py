@@ -36,6 +36,8 @@ class StepPlanner:
         self.num_preemptions = 0
         self.budget = 0
         self._shares: dict[Sequence, int] = {}
+        # Who could not be admitted with how many pages at hand: not tried again before that number changes.
+        self._blocked: tuple[Sequence, int] | None = None
 
     def begin(self) -> None:
         """Start planning a step."""
@@ -66,14 +68,8 @@ class StepPlanner:
 
         False if the sequence itself had to be preempted (or was, for an earlier one).
         """
-        if sequence not in self.running:
+        if sequence not in self.running or not self._make_room(sequence, 1):
             return False
-        assert sequence.lease is not None
-        while not sequence.lease.reserve(sequence.kv_length + 1):
-            victim = next(reversed(self.running))
-            self.preempt(victim)
-            if victim is sequence:
-                return False
         self._share(sequence, 1)
         return True
 
@@ -81,15 +77,16 @@ class StepPlanner:
         """Give a running sequence the next chunk of what it has to read; returns the chunk's length.
 
         The chunk is bounded by the budget and by `limit`; with `whole` it is all that is left, whatever the budget,
-        as long as some budget is left. Its pages were reserved at admission.
+        as long as some budget is left. Its pages were reserved at admission, unless a `Retention` has cut them since.
         """
         if sequence not in self.running or sequence in self._shares or self.budget <= 0:
             return 0
         chunk = sequence.num_uncomputed
         if not (whole or self.whole_prompts):
             chunk = min(chunk, self.budget, chunk if limit is None else limit)
-        if chunk > 0:
-            self._share(sequence, chunk)
+        if chunk <= 0 or not self._make_room(sequence, chunk):
+            return 0
+        self._share(sequence, chunk)
         return chunk
 
     def admit(self, limit: int | None = None, *, whole: bool = False) -> int:
@@ -101,12 +98,16 @@ class StepPlanner:
         if not self.can_admit or (limit is not None and limit <= 0):
             return 0
         sequence = self.waiting[0]
+        if self._blocked == (sequence, self.store.num_available):
+            return 0
         # Keys that are found bring no logits with them.
         namespace = None if sequence.wants_prompt_logprobs else sequence.request.namespace
         lease = self.store.open(namespace, sequence.tokens)
         spare = max(1, int(self.store.num_pages * WATERMARK)) if self.running else 0
-        if not lease.reserve(len(sequence.tokens)) or self.store.num_available < spare:
+        wanted = -(-len(sequence.tokens) // self.store.page_size) - len(lease.pages)
+        if wanted + spare > self.store.num_available or not lease.reserve(len(sequence.tokens)):
             lease.release()
+            self._blocked = (sequence, self.store.num_available)
             return 0
         self.waiting.popleft()
         sequence.lease = lease
@@ -132,6 +133,16 @@ class StepPlanner:
             sequence.lease.release()
             sequence.lease = None
         sequence.num_computed = sequence.num_dropped = 0
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Reserve pages for so many more keys, preempting what was admitted last; False if that is the sequence."""
+        assert sequence.lease is not None
+        while not sequence.lease.reserve(sequence.kv_length + tokens):
+            victim = next(reversed(self.running))
+            self.preempt(victim)
+            if victim is sequence:
+                return False
+        return True
 
     def _share(self, sequence: Sequence, tokens: int) -> None:
         self._shares[sequence] = tokens

@@ -12,12 +12,18 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
+# So many outdated candidates for eviction are kept before they are swept.
+_STALE = 1024
+
 Tokens = npt.NDArray[np.int32]
 
 
 @dataclass(eq=False)
 class Node:
-    """A run of pages: `tokens` holds `len(pages) * page_size` ids that follow the parent's."""
+    """A run of pages: `tokens` holds `len(pages) * page_size` ids that follow the parent's.
+
+    A root has neither, and bears its `namespace`.
+    """
 
     parent: "Node | None"
     tokens: Tokens
@@ -25,6 +31,7 @@ class Node:
     children: dict[bytes, "Node"] = field(default_factory=dict)
     locks: int = 0
     last_used: int = 0
+    namespace: str | None = None
 
 
 class PrefixTree:
@@ -68,6 +75,12 @@ class PrefixTree:
         its own rather than the caller's.
         """
         assert len(tokens) == len(pages) * self.page_size
+        if node.locks == 1 and not node.children and node.parent is not None:
+            # Only the caller stands here: its node grows, and a long output stays one node.
+            node.tokens, node.pages = np.concatenate((node.tokens, tokens)), node.pages + pages
+            node.last_used = next(self._clock)
+            self.num_pages += len(pages)
+            return node, pages
         held: list[int] = []
         while len(held) < len(pages):
             at = len(held) * self.page_size
@@ -105,15 +118,17 @@ class PrefixTree:
             if at.locks == 0:
                 self.num_unlocked_pages += len(at.pages)
                 self._offer(at)
+                self._forget_if_bare(at)
             at = at.parent
 
     def evict(self, wanted: int) -> list[int]:
         """Up to `wanted` pages taken from the ends of the least recently used unlocked leaves."""
         freed: list[int] = []
         while len(freed) < wanted and self._oldest:
-            last_used, _, node = heapq.heappop(self._oldest)
-            if node.last_used != last_used or node.locks or node.children or not node.pages:
+            entry = heapq.heappop(self._oldest)
+            if not self._is_candidate(entry):
                 continue
+            node = entry[2]
             cut = max(0, len(node.pages) - (wanted - len(freed)))
             freed += node.pages[cut:]
             if cut == 0:
@@ -150,7 +165,7 @@ class PrefixTree:
 
     def _root(self, namespace: str) -> Node:
         if namespace not in self._roots:
-            self._roots[namespace] = Node(None, np.empty(0, np.int32), [])
+            self._roots[namespace] = Node(None, np.empty(0, np.int32), [], namespace=namespace)
         return self._roots[namespace]
 
     def _key(self, tokens: Tokens, at: int) -> bytes:
@@ -179,8 +194,26 @@ class PrefixTree:
         del node.parent.children[self._key(node.tokens, 0)]
         node.pages = []
         self._offer(node.parent)
+        self._forget_if_bare(node.parent)
+
+    def _forget_if_bare(self, node: Node) -> None:
+        """Drop a root that nobody holds and nothing hangs on: namespaces come from requests, without end."""
+        if node.namespace is not None and not node.children and not node.locks:
+            self._roots.pop(node.namespace, None)
 
     def _offer(self, node: Node) -> None:
         """Name a node as a candidate for eviction if it is one."""
         if node.locks == 0 and not node.children and node.parent is not None:
             heapq.heappush(self._oldest, (node.last_used, next(self._ticket), node))
+            if len(self._oldest) > 2 * self.num_pages + _STALE:
+                self._drop_stale()
+
+    def _drop_stale(self) -> None:
+        """Keep one entry for each candidate: without evictions nobody else would ever remove the others."""
+        fresh = {id(entry[2]): entry for entry in self._oldest if self._is_candidate(entry)}
+        self._oldest = list(fresh.values())
+        heapq.heapify(self._oldest)
+
+    def _is_candidate(self, entry: tuple[int, int, Node]) -> bool:
+        last_used, _, node = entry
+        return node.last_used == last_used and not node.locks and not node.children and bool(node.pages)

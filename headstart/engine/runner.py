@@ -9,7 +9,7 @@ from headstart.engine.batch import TokenBatch
 from headstart.engine.seams import Attention, KVStore, Prefill, Selector
 from headstart.engine.stack import Stack
 from headstart.models.decoder import AttentionSpec, Decoder
-from headstart.ops.attention import RaggedLayout, write_kv
+from headstart.ops.attention import RaggedLayout
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class StepAttention:
 
     def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`q [T, H, D]`, `k, v [T, Hkv, D]` → `[T, H, D]`."""
+        self.store.write(spec.layer, k, v, self.layout.slots)
         keys, values = self.store.layer(spec.layer)
-        write_kv(keys, values, k, v, self.layout.slots)
         if self.groups[0].rows is None:
             return self._attend(self.groups[0], spec, q, keys, values)
         out = torch.empty_like(q)

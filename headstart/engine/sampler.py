@@ -6,7 +6,6 @@ whoever shares the batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from headstart.engine.request import Sequence
 
 # Nucleus sampling looks at this many candidates first and sorts the whole vocabulary only where they fall short.
 _CANDIDATES = 1024
-# Below this temperature a draw is greedy in float32 anyway, and dividing by less would overflow.
-_COLDEST = 1e-5
+# Below the one a draw is greedy in float32 anyway, above the other it is even; beyond them divisions overflow.
+_COLDEST, _HOTTEST = 1e-5, 1e30
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,13 @@ class Sampler:
     def __init__(self, eos_ids: list[int], decode: Callable[[int], str]) -> None:
         self.eos_ids = eos_ids
         self.decode = decode
-        self._seen: WeakKeyDictionary[Sequence, _SeenTokens] = WeakKeyDictionary()
+        self._seen: dict[Sequence, _SeenTokens] = {}
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
         """`logits [N, V]` float32, one row per sequence → N drawn tokens. May write into `logits`."""
         wants = [s.logprob_count for s in sequences]
-        raw = torch.log_softmax(logits, -1) if any(w is not None for w in wants) else None
+        noted = [row for row, want in enumerate(wants) if want is not None]
+        raw = dict(zip(noted, torch.log_softmax(logits[noted], -1).split(1), strict=True)) if noted else {}
         logits = self._restrict(logits, sequences)
         drawn = logits.argmax(-1)
         rows = [i for i, s in enumerate(sequences) if not s.params.greedy]
@@ -55,12 +55,14 @@ class Sampler:
             chosen = logits if every else logits[torch.tensor(rows, device=logits.device)]
             drawn[torch.tensor(rows, device=logits.device)] = _draw(chosen, [sequences[i] for i in rows])
         tokens: list[int] = drawn.tolist()
-        if raw is None:
-            return [Sampled(token, None) for token in tokens]
         return [
-            Sampled(token, None if want is None else self.entries(raw[i : i + 1], [token], want)[0])
-            for i, (token, want) in enumerate(zip(tokens, wants, strict=True))
+            Sampled(token, None if want is None else self.entries(raw[row], [token], want)[0])
+            for row, (token, want) in enumerate(zip(tokens, wants, strict=True))
         ]
+
+    def forget(self, sequence: Sequence) -> None:
+        """Let go of what was remembered about a sequence that has ended."""
+        self._seen.pop(sequence, None)
 
     def entries(self, logprobs: Tensor, tokens: list[int], count: int) -> list[dict[int, Logprob]]:
         """Per row of `logprobs [N, V]`: the token's own entry and the `count` likeliest, by id."""
@@ -141,44 +143,68 @@ def uniform(seed: int, position: int) -> float:
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     """One draw per row by inverting the cumulative distribution after temperature, min-p, top-k and top-p."""
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
+    def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
 
     params = [s.params for s in sequences]
-    probabilities = torch.softmax(logits / column([max(p.temperature, _COLDEST) for p in params]), -1)
+    temperatures = [min(max(p.temperature, _COLDEST), _HOTTEST) for p in params]
+    probabilities = torch.softmax(logits / column(temperatures), -1)
     if any(p.min_p > 0 for p in params):
         floor = probabilities.amax(-1, keepdim=True) * column([p.min_p for p in params])
         probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
+    points = column([uniform(s.seed, s.num_output) for s in sequences], torch.float64)
     size = logits.shape[1]
     filtered = [i for i, p in enumerate(params) if p.top_p < 1 or 0 < p.top_k < size]
-    if filtered:
-        rows = torch.tensor(filtered, device=logits.device)
-        top_p = column([params[i].top_p for i in filtered])
-        top_k = [params[i].top_k if 0 < params[i].top_k < size else size for i in filtered]
-        probabilities[rows] = _keep_likeliest(probabilities[rows], top_p, top_k)
-    cumulative = probabilities.double().cumsum(-1)
-    points = [uniform(s.seed, s.num_output) for s in sequences]
-    at = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, at, right=True).squeeze(1)
-    # The product can round up to the total itself: then the last token that has any probability is meant.
-    last = logits.shape[1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
-    return torch.minimum(index, last)
+    if not filtered:
+        return _invert(probabilities, points)
+    rows = torch.tensor(filtered, device=logits.device)
+    top_p = column([params[i].top_p for i in filtered])
+    top_k = column([params[i].top_k if 0 < params[i].top_k < size else size for i in filtered], torch.int64)
+    drawn = torch.empty(len(params), dtype=torch.int64, device=logits.device)
+    if len(filtered) < len(params):
+        others = torch.tensor(sorted(set(range(len(params))) - set(filtered)), device=logits.device)
+        drawn[others] = _invert(probabilities[others], points[others])
+    drawn[rows] = _draw_among_likeliest(probabilities[rows], points[rows], top_p, top_k)
+    return drawn
 
 
-def _keep_likeliest(probabilities: Tensor, top_p: Tensor, top_k: list[int]) -> Tensor:
-    """Zero what top-k, and then top-p among what top-k keeps, leave out. `[N, V]` → `[N, V]`, not normalised."""
+def _invert(weights: Tensor, points: Tensor) -> Tensor:
+    """`weights [N, C]`, points in [0, 1) `[N, 1]` → `[N]`, the entry within which each point of the mass falls."""
+    cumulative = weights.double().cumsum(-1)
+    index = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
+    # The product can round up to the total itself: then the first entry that reaches the total is meant.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(index, last).squeeze(1)
+
+
+def _draw_among_likeliest(probabilities: Tensor, points: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
+    """Draws within what top-k, and then top-p among what top-k keeps, leave: `[N, V]` → `[N]`.
+
+    Args:
+        probabilities: `[N, V]`.
+        points: float64 `[N, 1]`.
+        top_p: `[N, 1]`.
+        top_k: int64 `[N, 1]`, V where there is no bound.
+    """
     size = probabilities.shape[1]
-    limits = torch.tensor(top_k, device=probabilities.device)[:, None]
-    candidates = min(_CANDIDATES, size)
-    while True:
-        values, indices = probabilities.topk(candidates, dim=-1)
-        rank = torch.arange(candidates, device=probabilities.device)
-        within = values.masked_fill(rank >= limits, 0.0)
-        # The mass that top-p is a share of: all of it, or what top-k has left.
-        mass = torch.where(limits >= size, probabilities.sum(-1, keepdim=True), within.sum(-1, keepdim=True))
-        before = within.cumsum(-1) - within
-        kept = ((before < top_p * mass) | (top_p >= 1)) & (within > 0)
-        beyond = kept[:, -1] & (limits[:, 0] > candidates)
-        if candidates == size or not bool(beyond.any()):
-            return torch.zeros_like(probabilities).scatter_(1, indices, values * kept)
-        candidates = size
+    drawn, short = _draw_among(probabilities, points, top_p, top_k, min(_CANDIDATES, size))
+    if bool(short.any()):
+        # Only these rows: another choice of candidates could settle ties in the others differently.
+        drawn[short], _ = _draw_among(probabilities[short], points[short], top_p[short], top_k[short], size)
+    return drawn
+
+
+def _draw_among(
+    probabilities: Tensor, points: Tensor, top_p: Tensor, top_k: Tensor, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """The same among the likeliest `candidates`, and bool `[N]`: the rows for which these were too few."""
+    size = probabilities.shape[1]
+    values, indices = probabilities.topk(candidates, dim=-1)
+    rank = torch.arange(candidates, device=probabilities.device)
+    within = values.masked_fill(rank >= top_k, 0.0)
+    # The mass that top-p is a share of: all of it, or what top-k has left.
+    mass = torch.where(top_k >= size, probabilities.sum(-1, keepdim=True), within.sum(-1, keepdim=True))
+    before = within.cumsum(-1) - within
+    kept = ((before < top_p * mass) | (top_p >= 1) | (rank == 0)) & (within > 0)
+    short = kept[:, -1] & (top_k[:, 0] > candidates) & (candidates < size)
+    return indices.gather(1, _invert(values * kept, points)[:, None]).squeeze(1), short

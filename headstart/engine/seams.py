@@ -36,6 +36,8 @@ class Scheduler(Seam, ABC):
     """Which tokens run in the next step?"""
 
     slots = ("scheduler",)
+    step_tokens: int | None = None
+    """The step's token budget that it wants where the user names none; None leaves it to the engine."""
 
     @abstractmethod
     def schedule(self, step: "StepPlanner") -> None:
@@ -189,16 +191,43 @@ class PageLease(ABC):
 
 
 class KVStore(Seam, ABC):
-    """Where do K and V live, and what is reused?"""
+    """Where do K and V live, and what is reused?
+
+    Attributes:
+        page_size: tokens per page.
+        num_pages: pages in the pool.
+        num_free: pages that nobody holds.
+    """
 
     slots = ("kv_store",)
     page_size: int
     num_pages: int
+    num_free: int
+
+    @abstractmethod
+    def allocate(self, layers: list[LayerKV], num_pages: int, page_size: int, device: torch.device | str) -> Self:
+        """Take the memory; the engine calls it once, before anything else.
+
+        Args:
+            layers: what each layer keeps per token (`KVLayout`'s answer).
+            num_pages: pages in the pool; each holds `page_size` tokens of every layer.
+            page_size: tokens per page.
+            device: where the model runs.
+        """
+
+    @property
+    @abstractmethod
+    def num_cached(self) -> int:
+        """Pages that are kept for reuse."""
 
     @property
     @abstractmethod
     def num_available(self) -> int:
         """Pages that are free or could be made free now."""
+
+    @abstractmethod
+    def write(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Put a layer's `k, v [T, Hkv, D]` at `slots [T]`; nothing where the layer is an alias of another."""
 
     @abstractmethod
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
@@ -271,16 +300,35 @@ class Tokenization(Seam, ABC):
     slots = ("tokenization",)
 
     @abstractmethod
-    def encode(self, text: str, tokenizer: "Tokenizer") -> list[int]:
-        """The prompt's token ids, special tokens included."""
+    def encode(self, text: str, tokenizer: "Tokenizer", add_special_tokens: bool) -> list[int]:
+        """The text's token ids; `add_special_tokens` is off for texts that bring their own, such as chats."""
 
 
 class TokenizerIds(Tokenization):
     """As the checkpoint's `tokenizer.json` says: the default."""
 
-    def encode(self, text: str, tokenizer: "Tokenizer") -> list[int]:
-        return tokenizer.encode(text)
+    def encode(self, text: str, tokenizer: "Tokenizer", add_special_tokens: bool) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens)
 
+
+SLOTS: dict[str, type[Seam]] = {
+    slot: seam
+    for seam in (
+        Scheduler,
+        Attention,
+        Selector,
+        Prefill,
+        KVLayout,
+        KVStore,
+        Retention,
+        LinearOp,
+        LogitRule,
+        PromptRule,
+        Tokenization,
+    )
+    for slot in seam.slots
+}
+"""Every slot with the seam that fills it."""
 
 DEFAULTS: dict[str, type[Seam]] = {
     "attention.prefill": PagedAttention,

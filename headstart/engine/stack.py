@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from headstart.engine.cache import PagedKVStore
 from headstart.engine.scheduler import StallFree
-from headstart.engine.seams import DEFAULTS, Scheduler, Seam
-from headstart.errors import MethodError
+from headstart.engine.seams import DEFAULTS, SLOTS, Scheduler, Seam
+from headstart.errors import MethodError, did_you_mean
 
 S = TypeVar("S", bound=Seam)
 
@@ -34,6 +35,7 @@ class Stack:
         for item in self.methods:
             if not isinstance(item, Seam) or not hasattr(item, "card"):
                 raise MethodError(f"{item!r} is no method of the engine: give a key, or an instance of a method")
+            self._check(item)
             for slot in item.slots:
                 if slot in self._filled:
                     first, second = self._filled[slot].card.key, item.card.key  # type: ignore[attr-defined]
@@ -46,12 +48,24 @@ class Stack:
         self.fingerprint = hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
         made = {seam: seam() for seam in DEFAULTS.values()}
         self._defaults: dict[str, Seam] = {slot: made[seam] for slot, seam in DEFAULTS.items()}
+        self._defaults |= {"scheduler": StallFree(), "kv_store": PagedKVStore()}
+
+    @staticmethod
+    def _check(item: Any) -> None:
+        """Refuse a method whose slots or traits the engine could not honour."""
+        key, min_context = item.card.key, item.card.min_context
+        for slot in item.slots:
+            if slot not in SLOTS:
+                raise MethodError(f"{key} fills the slot {slot!r}, which does not exist{did_you_mean(slot, SLOTS)}")
+            if not isinstance(item, SLOTS[slot]):
+                raise MethodError(f"{key} fills the slot {slot}, but is no {SLOTS[slot].__name__}")
+            if min_context and not slot.startswith(("attention.", "selector.")):
+                raise MethodError(f"{key} declares min_context, which the slot {slot} cannot honour")
 
     @property
     def scheduler(self) -> Scheduler:
         """What fills the scheduler slot."""
-        found = self.optional("scheduler", Scheduler)
-        return found if found is not None else StallFree()
+        return self.get("scheduler", Scheduler)
 
     def get(self, slot: str, kind: type[S]) -> S:
         """What fills a slot: a method, or the slot's default."""

@@ -7,7 +7,7 @@ that a layer costs a handful of calls however many sequences share the batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -100,9 +100,10 @@ class RaggedLayout:
         """int64 `[T]`: the cache slot (page x page size + offset) into which each row's key is written."""
         parts = []
         for queries, keys, table in zip(self.query_lengths, self.kv_lengths, self.page_tables, strict=True):
+            first = (keys - queries) // self.page_size
+            pages = torch.tensor(table[first : -(-keys // self.page_size)], dtype=torch.int64)
             index = torch.arange(keys - queries, keys)
-            pages = torch.tensor(table[: -(-keys // self.page_size)], dtype=torch.int64)
-            parts.append(pages[index // self.page_size] * self.page_size + index % self.page_size)
+            parts.append(pages[index // self.page_size - first] * self.page_size + index % self.page_size)
         return torch.cat(parts).to(self.device)
 
     @cached_property
@@ -310,12 +311,17 @@ def _rectangle_mask(rectangle: _Rectangle, keys: int, window: int | None, dtype:
     return rectangle.masks[window, dtype]
 
 
+@lru_cache(maxsize=4)
 def _window_mask(queries: int, keys: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive `[Q, N]` for the last Q of N positions: causal, and no further back than the window."""
-    last = torch.arange(keys - queries, keys, device=device)[:, None]
-    key = torch.arange(keys, device=device)
-    hidden = (key > last) | (key <= last - window)
-    return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+    """Additive `[Q, N]` for the last Q of N positions: causal, and no further back than the window.
+
+    Kept between calls, since the layers of a step ask for the same.
+    """
+    with torch.inference_mode(False):
+        last = torch.arange(keys - queries, keys, device=device)[:, None]
+        key = torch.arange(keys, device=device)
+        hidden = (key > last) | (key <= last - window)
+        return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
 def _batched(x: Tensor) -> Tensor:

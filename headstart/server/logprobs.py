@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.outputs import Logprob
-from headstart.server.token_texts import TokenTexts
 
 Choices = dict[int, Logprob]
 

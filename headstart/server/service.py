@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from headstart import AsyncEngine
+from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.errors import HeadstartError, InvalidRequestError
@@ -17,7 +18,6 @@ from headstart.server.lifecycle import Lifecycle
 from headstart.server.metrics import Metrics
 from headstart.server.protocol import Message
 from headstart.server.streams import merge
-from headstart.server.token_texts import TokenTexts
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer.
 LONG_TEXT = 4096
@@ -66,8 +66,8 @@ class Service:
             raise unavailable("the engine has stopped after an error and the server must be restarted")
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; a long one is tokenized in a thread."""
-        return await _off_loop(len(text), self.tokenizer.encode, text, add_special_tokens)
+        """Token ids of `text` as the engine reads it; a long one is tokenized in a thread."""
+        return await _off_loop(len(text), self.engine.encode, text, add_special_tokens)
 
     async def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids beyond the vocabulary are refused."""
@@ -145,17 +145,26 @@ class Service:
         return {name: value for name, value in found.items() if value is not None}
 
     def run(
-        self, jobs: Sequence[Job], request_id: str, cache_salt: str | None
+        self, jobs: Sequence[Job], request_id: str, cache_salt: str | None, arrival: float
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        """The jobs' outputs as they come, each with its job's index. Closing it aborts what still runs."""
-        self.check_alive()
-        return merge([self._run(job, f"{request_id}-{index}", cache_salt) for index, job in enumerate(jobs)])
+        """The jobs' outputs as they come, each with its job's index. Closing it aborts what still runs.
 
-    async def _run(self, job: Job, request_id: str, cache_salt: str | None) -> AsyncGenerator[RequestOutput, None]:
+        Args:
+            jobs: what to run.
+            request_id: the name that theirs are made from.
+            cache_salt: cached keys are shared only with requests of the same salt.
+            arrival: when the request came in, by `time.monotonic()`; the times in the metrics begin there.
+        """
+        self.check_alive()
+        return merge([self._run(job, f"{request_id}-{index}", cache_salt, arrival) for index, job in enumerate(jobs)])
+
+    async def _run(
+        self, job: Job, request_id: str, cache_salt: str | None, arrival: float
+    ) -> AsyncGenerator[RequestOutput, None]:
         generated: dict[int, int] = {}
         last_time: dict[int, float] = {}
         prompt = {"prompt_token_ids": job.token_ids}
-        source: Any = self.engine.generate(prompt, job.params, request_id, cache_salt=cache_salt)
+        source: Any = self.engine.generate(prompt, job.params, request_id, cache_salt=cache_salt, arrival_time=arrival)
         try:
             async with aclosing(source) as outputs:
                 async for output in outputs:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 
 import pytest
 
@@ -115,3 +116,49 @@ def test_a_broken_engine_fails_its_requests(stories):
 
     asyncio.run(main())
     assert isinstance(engine.errored, RuntimeError)
+
+
+def test_nobody_waits_for_an_engine_that_has_ended(stories):
+    """Requests that arrive while the last step runs are told too, whether it raises or the engine is shut down."""
+    for dies in (True, False):
+        engine = AsyncEngine.from_model(stories, dtype="float32")
+        step = engine.engine.step
+
+        def slow(step=step, dies=dies):
+            time.sleep(0.3)
+            if dies:
+                raise RuntimeError("boom")
+            return step()
+
+        async def main(engine=engine, slow=slow, dies=dies):
+            engine.engine.step = slow
+            tasks = [asyncio.create_task(collect(engine, "Once"))]
+            await asyncio.sleep(0.1)
+            tasks += [asyncio.create_task(collect(engine, "Once")) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            if not dies:
+                await engine.shutdown()
+            results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+            for result in results:
+                ended = not isinstance(result, BaseException) and result.outputs[0].finish_reason == "abort"
+                assert isinstance(result, HeadstartError) or ended
+
+        asyncio.run(main())
+
+
+def test_an_abort_of_a_request_that_is_still_being_read_counts(engine):
+    """An abort right after the call ends the request, and a second caller of the same id does not end the first."""
+
+    async def main():
+        task = asyncio.create_task(collect(engine, "Once " * 50, request_id="mine"))
+        await asyncio.sleep(0)
+        await engine.abort("mine")
+        assert (await task).outputs[0].finish_reason == "abort"
+        params = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
+        first = asyncio.create_task(collect(engine, "Once", params, request_id="twin"))
+        await asyncio.sleep(0.05)
+        with pytest.raises(InvalidRequestError, match="twin"):
+            await collect(engine, "Once", params, request_id="twin")
+        assert (await first).outputs[0].finish_reason == "length"
+
+    asyncio.run(main())

@@ -12,7 +12,7 @@ from headstart.engine.seams import LayerKV
 
 
 def make_store(num_pages: int, page_size: int) -> PagedKVStore:
-    return PagedKVStore([LayerKV(1, 2, torch.float32)], num_pages, page_size)
+    return PagedKVStore().allocate([LayerKV(1, 2, torch.float32)], num_pages, page_size)
 
 
 @settings(max_examples=150, deadline=None)
@@ -122,12 +122,31 @@ def test_namespaces_share_nothing_and_can_be_dropped():
     store.check()
 
 
+def test_a_long_output_stays_one_node_and_candidates_do_not_pile_up():
+    """Growing page by page extends one node; thousands of identical requests leave a bounded heap and no roots."""
+    store = make_store(64, 2)
+    tokens = list(range(100))
+    with store.open("", tokens) as lease:
+        for length in range(2, 101):
+            assert lease.reserve(length)
+            lease.commit(tokens, length)
+        assert len(list(store.tree.nodes())) == 1
+    for _ in range(5000):
+        store.open("", tokens).release()
+    assert len(store.tree._oldest) < 2000
+    store.drop("")
+    for name in range(100):
+        store.open(str(name), tokens).release()
+    assert not store.tree._roots
+    store.check()
+
+
 def test_an_alias_takes_no_memory_of_its_own():
     """A layer that reads an earlier layer's pages is the same tensor."""
     layers = [LayerKV(2, 4, torch.float32), LayerKV(2, 4, torch.float32, alias_of=0)]
-    aliased = PagedKVStore(layers, 3, 2)
+    aliased = PagedKVStore().allocate(layers, 3, 2)
     assert aliased.layer(1)[0].data_ptr() == aliased.layer(0)[0].data_ptr()
-    plain = PagedKVStore([layers[0], layers[0]], 3, 2)
+    plain = PagedKVStore().allocate([layers[0], layers[0]], 3, 2)
     assert plain.bytes_per_page == 2 * aliased.bytes_per_page
 
 

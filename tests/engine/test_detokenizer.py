@@ -92,3 +92,13 @@ def test_sentencepiece_keeps_the_space_before_the_first_word(stories):
         machine.add(token)
     machine.finish()
     assert tokenizer.decode(ids[:5]) + machine.text == whole
+
+
+def test_work_stays_bounded_without_text(tokenizer):
+    """Tokens that give no text, and bytes that never become a character, do not pile up."""
+    machine = Detokenizer(tokenizer, [], [])
+    broken = tokenizer.encode("é")[0]
+    for _ in range(500):
+        machine.add(broken)
+        assert len(machine._ids) - machine._context < 40
+    assert "\ufffd" in machine.text

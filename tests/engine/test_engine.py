@@ -81,15 +81,20 @@ def test_random_traffic_leaks_nothing_and_answers_as_alone(seed, page_size, page
                 temperature=rng.choice([0.0, 1.0]),
                 seed=rng.randrange(100),
                 ignore_eos=rng.random() < 0.5,
+                logprobs=rng.choice([None, 0, 2]),
+                prompt_logprobs=rng.choice([None, None, 1]),
+                frequency_penalty=rng.choice([0.0, 0.5]),
+                stop_token_ids=rng.choice([None, [7]]),
                 output_kind="final",
             )
+            params.best_of = rng.choice([None, params.n + 1])
             name = str(len(asked))
             if len(ids) >= engine.max_model_len:
                 with pytest.raises(InvalidRequestError, match=f"{len(ids)} tokens.*at most {engine.max_model_len}"):
                     engine.prepare(name, ids, params)
                 continue
             asked[name] = (ids, params)
-            engine.submit(engine.prepare(name, ids, params))
+            engine.submit(engine.prepare(name, ids, params, cache_salt=rng.choice([None, "salt"])))
         if engine.requests and rng.random() < 0.05:
             victim = rng.choice(list(engine.requests))
             output = engine.abort(victim)
@@ -104,6 +109,8 @@ def test_random_traffic_leaks_nothing_and_answers_as_alone(seed, page_size, page
         ids, params = asked[name]
         if params.max_tokens <= engine.max_model_len - len(ids):
             assert [o.token_ids for o in output.outputs] == run_alone(ids, params)
+            if params.prompt_logprobs is not None and all(o.finish_reason != "abort" for o in output.outputs):
+                assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == len(ids)
         else:
             assert all(o.finish_reason in ("length", "stop") for o in output.outputs)
 
@@ -159,6 +166,17 @@ def test_refusals_name_their_numbers():
         make_engine(page_size=4, num_pages=6, max_model_len=30)
     with pytest.raises(HeadstartError, match=r"97.*96 positions"):
         make_engine(max_model_len=97)
+    for fields, sentence in [
+        ({"seed": -1}, "seed"),
+        ({"page_size": 10**12}, "page_size"),
+        ({"num_pages": 10**15}, "more than this machine"),
+        ({"max_num_seqs": 0}, "max_num_seqs"),
+    ]:
+        with pytest.raises(HeadstartError, match=sentence):
+            make_engine(**fields)
+    for device in ("banana", "meta", "cuda:99"):
+        with pytest.raises(HeadstartError, match=f"'{device}'.*here are 'cpu'"):
+            EngineArgs(device=device)
     engine.submit(engine.prepare("twice", [3], greedy))
     with pytest.raises(InvalidRequestError, match="twice"):
         engine.submit(engine.prepare("twice", [3], greedy))

@@ -54,5 +54,5 @@ def test_prompt_and_output_logprobs_equal_transformers(name, tmp_path):
         got = torch.tensor([entry[token].logprob for entry, token in zip(entries, tokens[1:], strict=True)])
         logits = reference_logits(model, ids, output.token_ids[:-1])
         want = torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
-        torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
     engine.store.check()

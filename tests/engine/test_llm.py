@@ -127,3 +127,30 @@ def test_interrupted_generation_leaves_nothing(llm):
     stream.close()
     assert not llm.engine.has_work and llm.engine.store.num_leased == 0
     llm.engine.store.check()
+
+
+def test_streams_and_batches_do_not_take_each_others_outputs(llm):
+    """Two open streams and a batch in between each get their own text, whole."""
+    greedy = SamplingParams(max_tokens=30, temperature=0)
+    want = [llm.generate(prompt, greedy)[0].outputs[0].text for prompt in ("Once upon", "Lily and Tom", "One day")]
+    first, second = llm.stream("Once upon", greedy), llm.stream("Lily and Tom", greedy)
+    texts = [next(first).outputs[0].text, next(second).outputs[0].text]
+    assert llm.generate("One day", greedy)[0].outputs[0].text == want[2]
+    for index, stream in enumerate((first, second)):
+        texts[index] += "".join(output.outputs[0].text for output in stream)
+    assert texts == want[:2]
+
+
+def test_a_complete_grammar_ends_the_output(llm):
+    """Neither min_tokens nor ignore_eos makes an output go on after its grammar is complete."""
+    for extra in ({"min_tokens": 60}, {"ignore_eos": True}, {"min_tokens": 60, "temperature": 0.0}):
+        params = SamplingParams(max_tokens=100, structured_outputs=StructuredOutputs(regex="abc"), **extra)
+        output = llm.generate("Once", params)[0].outputs[0]
+        assert (output.text, output.finish_reason) == ("abc", "stop")
+
+
+def test_a_methods_budget_holds_unless_the_user_names_one(stories):
+    """`sarathi-serve:chunk=2048` widens the step of a CPU; an explicit budget still bounds it."""
+    assert LLM(stories, use="sarathi-serve:chunk=2048").engine.planner.max_num_batched_tokens == 2048
+    named = LLM(stories, use="sarathi-serve:chunk=2048", max_num_batched_tokens=64)
+    assert named.engine.planner.max_num_batched_tokens == 64

@@ -32,6 +32,9 @@ BAD = [
     ({"min_tokens": 20, "max_tokens": 10}, "min_tokens"),
     ({"logprobs": -1}, "logprobs"),
     ({"seed": 0.5}, "seed"),
+    ({"stop_token_ids": 5}, "stop_token_ids"),
+    ({"logit_bias": [1]}, "logit_bias"),
+    ({"structured_outputs": {}}, "structured_outputs"),
     ({"output_kind": "all"}, "output_kind"),
 ]
 

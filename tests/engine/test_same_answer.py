@@ -76,15 +76,15 @@ def check_idle(llm: LLM) -> None:
     ("settings", "every"),
     [
         ({"max_num_seqs": 64, "max_num_batched_tokens": 4096}, 1),
-        ({"max_num_seqs": 1}, 8),
-        ({"max_num_batched_tokens": 1, "max_num_seqs": 3}, 8),
-        ({"max_num_batched_tokens": 7, "page_size": 1}, 4),
-        ({"page_size": 5, "enable_prefix_caching": False}, 2),
-        ({"page_size": 64, "use": ["sarathi-serve:chunk=13"]}, 2),
-        ({"use": ["sarathi:chunk=16,batch=9"]}, 2),
-        ({"use": ["prefill-first"]}, 2),
+        ({"max_num_seqs": 1}, 2),
+        ({"max_num_batched_tokens": 1, "max_num_seqs": 3}, 3),
+        ({"max_num_batched_tokens": 7, "page_size": 1}, 1),
+        ({"page_size": 5, "enable_prefix_caching": False}, 1),
+        ({"page_size": 64, "use": ["sarathi-serve:chunk=13"]}, 1),
+        ({"use": ["sarathi:chunk=16,batch=9"]}, 1),
+        ({"use": ["prefill-first"]}, 1),
         # Room for about three sequences of full length: constant preemption and eviction.
-        ({"num_pages": 48, "page_size": 16, "max_num_seqs": 16, "max_model_len": 384}, 2),
+        ({"num_pages": 48, "page_size": 16, "max_num_seqs": 16, "max_model_len": 384}, 1),
     ],
     ids=str,
 )
@@ -101,9 +101,9 @@ def test_greedy_equals_transformers(stories, prompts, expected, settings, every)
 def test_warm_cache_equals_cold(stories, prompts, expected):
     """The second time, prompts are found in the cache and the answers are the same."""
     llm = LLM(stories, dtype="float32", page_size=4)
-    llm.generate(prompts[::2], GREEDY)
-    again = llm.generate(prompts[::2], GREEDY)
-    assert ids_of(again) == expected[::2]
+    llm.generate(prompts, GREEDY)
+    again = llm.generate(prompts, GREEDY)
+    assert ids_of(again) == expected
     assert all(output.num_cached_tokens == (len(output.prompt_token_ids) - 1) // 4 * 4 for output in again), (
         "all whole pages short of the last token are found"
     )

@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from headstart.checkpoints.default import default_checkpoint_path
 from headstart.checkpoints.random_init import random_checkpoint
+from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.engine.args import EngineArgs
+from headstart.engine.cache import PagedKVStore
 from headstart.engine.engine import Engine
 from headstart.engine.params import SamplingParams
 from headstart.engine.seams import (
@@ -86,6 +89,15 @@ def test_retention_frees_pages_and_decodes_on_what_is_left(caching):
     assert not engine.exact
 
 
+@pytest.mark.parametrize("budget", [1, 4, 7])
+def test_retention_within_a_prompt(budget):
+    """Keys dropped between the chunks of a prompt free pages that later chunks take again."""
+    long = SamplingParams(max_tokens=10, temperature=0, ignore_eos=True)
+    prompt = [3 + i % 11 for i in range(40)]
+    tokens, engine = run(as_method(KeepSinksAndRecent), prompt=prompt, params=long, max_num_batched_tokens=budget)
+    assert len(tokens) == 10 and engine.stats().preemptions == 0
+
+
 def reference_of_sinks_and_recent(prompt, count):
     """The same rule with a plain list of keys per layer instead of a cache."""
     kept: dict[int, list] = {}
@@ -152,12 +164,12 @@ def test_logit_rule_prompt_rule_and_tokenization():
             return [5, *token_ids[:2]]
 
     class Spell(Tokenization):
-        def encode(self, text, tokenizer):
+        def encode(self, text, tokenizer, add_special_tokens):
             return [3 + ord(letter) - ord("a") for letter in text]
 
     assert run(as_method(Force))[0] == [7] * 20
     assert run(as_method(Replace))[0] == run_alone([5, 3, 4], GREEDY)[0]
-    checkpoint = replace(CHECKPOINT, tokenizer=object())
+    checkpoint = replace(CHECKPOINT, tokenizer=Tokenizer.from_directory(default_checkpoint_path()))
     params = replace(GREEDY, detokenize=False)
     assert (
         run(as_method(Spell), checkpoint=checkpoint, prompt="abc", params=params)[0] == run_alone([3, 4, 5], GREEDY)[0]
@@ -181,8 +193,8 @@ def test_attention_slots_and_min_context():
 
 
 def test_prefill_and_layout_seams_drive_the_layers():
-    """A prefill that runs the layers by hand gives the same, over a layout in which one layer shares another's
-    pages (and, having its own keys overwritten, does not)."""
+    """A prefill that runs the layers by hand gives the same; a layout in which one layer reads another's pages
+    takes half the memory, and gives the same however the prompt is cut."""
     calls = []
 
     class ByHand(EveryLayer):
@@ -201,7 +213,8 @@ def test_prefill_and_layout_seams_drive_the_layers():
 
     tokens, plain = run(as_method(ByHand, exact=True))
     assert tokens == run_alone(PROMPT, GREEDY)[0] and calls[:2] == [11, 11]
-    _, shared = run(as_method(Shared))
+    whole, shared = run(as_method(Shared))
+    assert run(as_method(Shared), max_num_batched_tokens=3)[0] == whole
     assert shared.store.bytes_per_page * 2 == plain.store.bytes_per_page
 
 
@@ -219,3 +232,43 @@ def test_whole_prompts_are_not_cut():
     lengths.clear()
     run(as_method(Whole, exact=True), max_num_batched_tokens=4)
     assert lengths[:3] == [4, 4, 3]
+
+
+def test_what_cannot_be_honoured_is_refused():
+    """A slot that does not exist, one of another seam, and a trait that the slot ignores, each in a sentence."""
+
+    class Typo(LogitRule):
+        slots = ("logit_rules",)
+
+        def apply(self, logits, sequences):
+            return logits
+
+    class Wrong(Typo):
+        slots = ("scheduler",)
+
+    class Right(Typo):
+        slots = ("logit_rule",)
+
+    for seam, traits, sentence in [
+        (Typo, {}, "'logit_rules', which does not exist; did you mean 'logit_rule'"),
+        (Wrong, {}, "is no Scheduler"),
+        (Right, {"min_context": 9}, "min_context"),
+    ]:
+        with pytest.raises(MethodError, match=sentence):
+            run(as_method(seam, **traits))
+
+
+def test_a_kv_store_can_be_replaced():
+    """The engine allocates whatever fills the slot."""
+
+    class Counting(PagedKVStore):
+        written = 0
+
+        def write(self, index, k, v, slots):
+            self.written += len(slots)
+            super().write(index, k, v, slots)
+
+    method = as_method(Counting, exact=True)
+    tokens, engine = run(method)
+    assert tokens == run_alone(PROMPT, GREEDY)[0]
+    assert engine.store is method and method.written == 2 * (len(PROMPT) + 19)

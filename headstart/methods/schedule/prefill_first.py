@@ -7,8 +7,8 @@ from headstart.methods.registry import method
 
 @method("prefill-first", stage="schedule", paper=None)
 class PrefillFirst(Scheduler):
-    """Runs every waiting prompt whole and at once, and lets running answers wait meanwhile. Gives the best time to
-    first token and the worst gaps between tokens; the baseline of the chunking schedulers.
+    """Runs waiting prompts whole, as many as the budget admits, and lets running answers wait meanwhile. Gives the
+    best time to first token and the worst gaps between tokens; the baseline of the chunking schedulers.
     """
 
     def schedule(self, step: StepPlanner) -> None:

@@ -25,7 +25,7 @@ class Sarathi(Scheduler):
     def __init__(self, chunk: int = 256, batch: int = 18) -> None:
         if chunk < 1 or batch < 1:
             raise MethodError(f"sarathi: chunk and batch must be at least 1, not {chunk} and {batch}")
-        self.chunk = chunk
+        self.chunk = self.step_tokens = chunk
         self.batch = batch
 
     def schedule(self, step: StepPlanner) -> None:

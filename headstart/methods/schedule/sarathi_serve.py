@@ -23,7 +23,7 @@ class SarathiServe(StallFree):
     def __init__(self, chunk: int = 512) -> None:
         if chunk < 1:
             raise MethodError(f"sarathi-serve: chunk must be at least 1, not {chunk}")
-        self.chunk = chunk
+        self.chunk = self.step_tokens = chunk
 
     def schedule(self, step: StepPlanner) -> None:
         step.budget = min(step.budget, self.chunk)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as InnerTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from headstart.checkpoints.token_texts import TokenTexts
 from headstart.checkpoints.tokenizer import Tokenizer
-from headstart.server.token_texts import TokenTexts
 
 
 def byte_level() -> Tokenizer:
