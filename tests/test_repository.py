@@ -93,6 +93,22 @@ def test_the_licence_is_what_pyproject_says() -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
+def test_the_documentation_has_every_page_in_its_menu() -> None:
+    listed = re.findall(r"^  - .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="building the documentation needs the docs extra")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    assert (tmp_path / "site" / "write-a-method" / "index.html").is_file()
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in [*PAGES, *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

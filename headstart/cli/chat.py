@@ -3,8 +3,8 @@
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -107,7 +107,7 @@ class Conversation:
         result = None
         try:
             prompt, dropped = self._fitting_prompt()
-            stream = cast("Generator[RequestOutput]", self._llm.stream(prompt, self._params))
+            stream = self._llm.stream(prompt, self._params)
             # Closing a stream aborts its request, which frees the pages.
             with contextlib.closing(stream), contextlib.suppress(KeyboardInterrupt):
                 result = follow(stream, keep)
@@ -129,8 +129,8 @@ class Conversation:
         return {"prompt_token_ids": ids}, dropped
 
     def _encode(self) -> list[int]:
-        tokenizer = self._llm.tokenizer
-        return tokenizer.encode(tokenizer.apply_chat_template(self.messages), add_special_tokens=False)
+        rendered = self._llm.tokenizer.apply_chat_template(self.messages)
+        return self._llm.encode(rendered, add_special_tokens=False)
 
 
 def _answer(conversation: Conversation, text: str, *, as_json: bool, err: Console) -> None:

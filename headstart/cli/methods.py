@@ -51,7 +51,14 @@ def _as_dict(card: "MethodCard") -> dict[str, Any]:
         "summary": card.summary,
         "paper": {"title": card.paper.title, "arxiv": card.paper.arxiv} if card.paper else None,
         "options": [
-            {"name": o.name, "type": o.type_name, "default": _plain(o.default), "help": o.help} for o in card.options
+            {
+                "name": o.name,
+                "type": o.type_name,
+                "required": o.required,
+                "default": None if o.required else _plain(o.default),
+                "help": o.help,
+            }
+            for o in card.options
         ],
     }
 
@@ -94,11 +101,16 @@ def _print_card(card: "MethodCard", console: Console) -> None:
         say("options")
         width = max(len(option.name) for option in card.options)
         for o in card.options:
-            say(f"  {o.name:<{width}}  {o.help} [{o.type_name}, default {o.default}]")
-        first = card.options[0]
-        say(f"\nuse it: --use {card.key}:{first.name}={first.default}", "dim")
-    else:
-        say(f"\nuse it: --use {card.key}", "dim")
+            default = "required" if o.required else f"default {o.default}"
+            say(f"  {o.name:<{width}}  {o.help} [{o.type_name}, {default}]")
+    say(f"\nuse it: --use {_use(card)}", "dim")
+
+
+def _use(card: "MethodCard") -> str:
+    """How one may write the method: with every required option, or with the first as an example."""
+    shown = [o for o in card.options if o.required] or card.options[:1]
+    options = ",".join(f"{o.name}={o.name.upper() if o.required else o.default}" for o in shown)
+    return f"{card.key}:{options}" if options else card.key
 
 
 _CHUNKING = {

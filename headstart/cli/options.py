@@ -45,6 +45,9 @@ class EngineOptions:
         ),
     ] = None
     dtype: Annotated[str | None, _engine(help="auto, float32, bfloat16 or float16. [default: the checkpoint's]")] = None
+    device: Annotated[
+        str | None, _engine(help="cpu, cuda or cuda:N. [default: a CUDA device if there is one, or else the CPU]")
+    ] = None
     max_model_len: Annotated[int | None, _engine(help="Longest prompt and output together, in tokens.")] = None
     max_num_seqs: Annotated[int | None, _engine(help="Most requests that run at once.")] = None
     max_num_batched_tokens: Annotated[int | None, _engine(help="Most tokens in one step.")] = None
@@ -58,6 +61,14 @@ class EngineOptions:
         ),
     ] = None
     page_size: Annotated[int | None, _engine(help="Tokens in one page of the KV cache.")] = None
+    num_pages: Annotated[int | None, _engine(help="Pages in the KV cache. [default: from --kv-cache-memory]")] = None
+    kv_cache_memory: Annotated[
+        int | None,
+        _engine(
+            help="Bytes for the KV cache. [default: what --max-num-seqs full sequences need, but at most a quarter of "
+            "free memory on a CPU, and nine tenths of a GPU's memory together with the weights]"
+        ),
+    ] = None
 
     def load(self) -> "LLM":
         """The engine with these options.

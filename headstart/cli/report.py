@@ -1,6 +1,5 @@
 """What a run cost: time to first token, tokens per second, cached tokens, peak memory."""
 
-import resource
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -92,6 +91,12 @@ class Report:
 
 def peak_memory() -> int:
     """The most memory this process has held, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024

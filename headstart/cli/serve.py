@@ -1,5 +1,7 @@
 """`headstart serve`: a model behind an OpenAI-compatible HTTP server."""
 
+import os
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,18 @@ if TYPE_CHECKING:
     from headstart import AsyncEngine
 
 _SERVER = "Server"
+_KEY_VARIABLE = "HEADSTART_API_KEY"
+
+
+class LogLevel(StrEnum):
+    """uvicorn's levels."""
+
+    CRITICAL = "critical"
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+    DEBUG = "debug"
+    TRACE = "trace"
 
 
 @with_options
@@ -28,7 +42,7 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="HEADSTART_API_KEY",
+            envvar=_KEY_VARIABLE,
             help="Key that requests must bring; may be repeated. [default: none is needed]",
             show_default=False,
             rich_help_panel=_SERVER,
@@ -36,12 +50,12 @@ def serve(
     ] = None,
     shutdown_timeout: Annotated[
         float,
-        typer.Option(help="Seconds for running requests to finish after SIGTERM.", rich_help_panel=_SERVER),
+        typer.Option(min=0, help="Seconds for running requests to finish after SIGTERM.", rich_help_panel=_SERVER),
     ] = 30.0,
     log_level: Annotated[
-        str,
+        LogLevel,
         typer.Option(help="info logs every request; warning only trouble.", rich_help_panel=_SERVER),
-    ] = "info",
+    ] = LogLevel.INFO,
     seed: Annotated[
         int | None,
         typer.Option(help="Of the draws of requests that bring no seed of their own.", rich_help_panel="Engine"),
@@ -58,8 +72,12 @@ def serve(
     """
     from headstart import AsyncEngine
     from headstart.server.app import create_app
+    from headstart.server.auth import check_keys
     from headstart.server.run import bind, run_server
 
+    # Typer takes a variable that is set and blank for one that is not set, which would open the server to everybody.
+    keys = api_key or ([""] if _KEY_VARIABLE in os.environ else [])
+    check_keys(keys)
     # The port first: a model can take minutes to load, only to find that nobody could reach it.
     listener = bind(host, port)
     settings = given(engine)
@@ -68,10 +86,10 @@ def serve(
     if seed is not None:
         settings["seed"] = seed
     loaded = AsyncEngine.from_model(**settings)
-    app = create_app(loaded, served_model_name=served_model_name, api_keys=api_key or ())
+    app = create_app(loaded, served_model_name=served_model_name, api_keys=keys)
     name = app.state.service.model_name
-    _announce(loaded, name, host, listener.getsockname()[1], bool(api_key))
-    run_server(app, listener, shutdown_timeout=shutdown_timeout, log_level=log_level)
+    _announce(loaded, name, host, listener.getsockname()[1], bool(keys))
+    run_server(app, listener, shutdown_timeout=shutdown_timeout, log_level=log_level.value)
 
 
 def _announce(engine: "AsyncEngine", name: str, host: str, port: int, keyed: bool) -> None:

@@ -260,7 +260,7 @@ def available(settings: EngineBenchSettings, reporter: Reporter) -> EngineBenchS
         missing = missing_packages(side)
         if missing:
             reporter.say(
-                f"{side} is skipped: {' and '.join(missing)} not installed; get it with: pip install 'headstart[peers]'"
+                f"{side} is skipped: {' and '.join(missing)} not installed; get it with: pip install -e '.[peers]'"
             )
         else:
             sides.append(side)
@@ -289,6 +289,8 @@ def run_engine_bench(
         BenchmarkError: a side failed; the sentence says which and why.
     """
     check_key(key)
+    # Now, since the checkout may move on while the measurement runs.
+    commit, dirty = ledger.code_version()
     settings = available(settings, reporter)
     reporter.say("measuring the machine's peaks")
     peaks = measure_peaks(settings.threads, quick=quick)
@@ -306,7 +308,6 @@ def run_engine_bench(
     reporter.say("measuring the machine's peaks again")
     peaks = peaks.best_of(measure_peaks(settings.threads, quick=quick))
     rows = run.rows(peaks)
-    commit, dirty = ledger.code_version()
     return LedgerEntry(
         kind="engine",
         key=key,

@@ -31,12 +31,17 @@ class Paper:
 
 @dataclass(frozen=True)
 class Option:
-    """One constructor argument of a method."""
+    """One constructor argument of a method; `default` means nothing where it is `required`."""
 
     name: str
     type: Any
     default: Any
     help: str
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is inspect.Parameter.empty
 
     @property
     def type_name(self) -> str:
@@ -147,7 +152,8 @@ def build(use: str) -> Any:
     """The method that `key:option=value,option=value` describes.
 
     Raises:
-        MethodError: an unknown key or option (the nearest is named), or a value of the wrong type.
+        MethodError: an unknown key or option (the nearest is named), a value of the wrong type, an option that is
+            given twice, or a required one that is missing.
     """
     key, _, tail = use.partition(":")
     found = card(key.strip())
@@ -161,7 +167,12 @@ def build(use: str) -> Any:
         if name not in options:
             known = ", ".join(options) or "none"
             raise MethodError(f"{key} has no option {name!r}{did_you_mean(name, options) or f'; it has: {known}'}")
+        if name in arguments:
+            raise MethodError(f"{use!r}: option {name} is given twice; keep one of the values")
         arguments[name] = _value(key, options[name], text.strip())
+    missing = [name for name, option in options.items() if option.required and name not in arguments]
+    if missing:
+        raise MethodError(f"{found.key} needs option {missing[0]}: write {found.key}:{missing[0]}=VALUE")
     try:
         return found.implementation(**arguments)
     except TypeError as error:

@@ -21,14 +21,20 @@ class Answer(ABC):
     """Builds the response to one request from the outputs of its jobs.
 
     Subclasses say how a choice looks, whole and as a chunk.
+
+    Args:
+        service: runs the jobs.
+        asked: the request.
+        jobs: one for each prompt.
+        arrival: when the request came in, by `time.monotonic()`.
     """
 
     prefix: ClassVar[str]
     object_whole: ClassVar[str]
     object_chunk: ClassVar[str]
 
-    def __init__(self, service: Service, asked: GenerationRequest, jobs: list[Job]) -> None:
-        self.service, self.asked, self.jobs = service, asked, jobs
+    def __init__(self, service: Service, asked: GenerationRequest, jobs: list[Job], arrival: float) -> None:
+        self.service, self.asked, self.jobs, self.arrival = service, asked, jobs, arrival
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self.usage = Usage()
         self._created = int(time.time())
@@ -51,7 +57,7 @@ class Answer(ABC):
             HeadstartError: a job was refused.
             ClientGone: the client left before the answer began.
         """
-        outputs = self.service.run(self.jobs, self.id, self.asked.cache_salt)
+        outputs = self.service.run(self.jobs, self.id, self.asked.cache_salt, self.arrival)
         closing = self.service.lifecycle.closing
         if self.asked.stream:
             begun = await begin(outputs, request.receive, closing)

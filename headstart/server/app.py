@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from headstart import AsyncEngine, __version__
-from headstart.server.auth import ApiKeyGuard
+from headstart.server.auth import ApiKeyGuard, check_keys
 from headstart.server.chat import chat_routes
 from headstart.server.completions import completion_routes
 from headstart.server.errors import install_error_handlers
@@ -25,7 +25,11 @@ def create_app(engine: AsyncEngine, *, served_model_name: str | None = None, api
         engine: runs the requests.
         served_model_name: what clients call the model (default: the engine's name for it).
         api_keys: any of them opens all paths but health and metrics, which are open; none opens everything.
+
+    Raises:
+        HeadstartError: an API key is empty.
     """
+    check_keys(api_keys)
     service = Service(engine, served_model_name or engine.model_name)
     app = FastAPI(
         title="Headstart",

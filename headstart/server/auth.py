@@ -7,9 +7,20 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from headstart.errors import HeadstartError
 from headstart.server.errors import ApiError
 
 OPEN_PATHS = frozenset({"/health", "/metrics"})
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Refuse keys that a client could bring without knowing any.
+
+    Raises:
+        HeadstartError: a key is empty or nothing but spaces.
+    """
+    if not all(key.strip() for key in keys):
+        raise HeadstartError("an API key is empty, so that anybody has it; give each key at least one character")
 
 
 class ApiKeyGuard:

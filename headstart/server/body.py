@@ -29,6 +29,7 @@ KINDS = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "too_short": "at least {min_length} long",
+    "string_too_long": "at most {max_length} characters long",
     "literal_error": "{expected}",
     "expected": "{expected}",
 }

@@ -1,5 +1,6 @@
 """`POST /v1/chat/completions`: messages through the model's chat template, whole or streamed."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,8 @@ class ChatAnswer(Answer):
     object_whole = "chat.completion"
     object_chunk = "chat.completion.chunk"
 
-    def __init__(self, service: Service, asked: ChatRequest, jobs: list[Job]) -> None:
-        super().__init__(service, asked, jobs)
+    def __init__(self, service: Service, asked: ChatRequest, jobs: list[Job], arrival: float) -> None:
+        super().__init__(service, asked, jobs, arrival)
         self._alternatives = (asked.top_logprobs or 0) if asked.logprobs else None
 
     def choice(self, job: int, output: RequestOutput, choice: CompletionOutput) -> dict[str, Any]:
@@ -64,10 +65,11 @@ def chat_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
+        arrival = time.monotonic()
         asked = await read_body(request, ChatRequest)
         service.check_model(asked.model)
         job = await _job(service, asked)
-        return await ChatAnswer(service, asked, [job]).respond(request)
+        return await ChatAnswer(service, asked, [job], arrival).respond(request)
 
     return router
 

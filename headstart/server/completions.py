@@ -1,5 +1,6 @@
 """`POST /v1/completions`: prompts as text or token ids, several at once, whole or streamed."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,8 +23,8 @@ class CompletionAnswer(Answer):
     prefix = "cmpl"
     object_whole = object_chunk = "text_completion"
 
-    def __init__(self, service: Service, asked: CompletionRequest, jobs: list[Job]) -> None:
-        super().__init__(service, asked, jobs)
+    def __init__(self, service: Service, asked: CompletionRequest, jobs: list[Job], arrival: float) -> None:
+        super().__init__(service, asked, jobs, arrival)
         self._echo = bool(asked.echo)
         self._alternatives = asked.logprobs
         # With max_tokens 0 the engine is still asked for one token, which is not shown.
@@ -72,10 +73,11 @@ def completion_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
+        arrival = time.monotonic()
         asked = await read_body(request, CompletionRequest)
         service.check_model(asked.model)
         jobs = [await _job(service, asked, prompt) for prompt in asked.prompts]
-        return await CompletionAnswer(service, asked, jobs).respond(request)
+        return await CompletionAnswer(service, asked, jobs, arrival).respond(request)
 
     return router
 

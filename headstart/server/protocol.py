@@ -10,6 +10,10 @@ from headstart.errors import InvalidRequestError
 
 MAX_PROMPTS = 1024
 MAX_LOGPROBS = 20
+# Every stop string is looked for after every token.
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_SALT_CHARACTERS = 256
 
 # Fields that do not change an answer here, so they are accepted and left unread.
 IGNORED = {
@@ -44,11 +48,16 @@ def expected(what: str) -> PydanticCustomError:
 
 
 def _stop(value: Any) -> str | list[str] | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
-    raise expected("a string or a list of strings")
+    if value is None:
+        return None
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, list) or not all(isinstance(item, str) for item in several):
+        raise expected("a string or a list of strings")
+    if len(several) > MAX_STOPS:
+        raise expected(f"at most {MAX_STOPS} strings")
+    if any(len(item) > MAX_STOP_CHARACTERS for item in several):
+        raise expected(f"of at most {MAX_STOP_CHARACTERS} characters a string")
+    return value
 
 
 def _is_token_ids(value: Any) -> bool:
@@ -147,7 +156,7 @@ class GenerationRequest(Body):
     skip_special_tokens: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputsField | None = None
-    cache_salt: str | None = None
+    cache_salt: str | None = Field(default=None, max_length=MAX_SALT_CHARACTERS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from headstart import LLM, HeadstartError, SamplingParams
+from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.cli.chat import Conversation
+from headstart.engine.seams import Tokenization
+from headstart.methods.registry import MethodCard
 
 Run = Callable[..., Any]
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
@@ -102,6 +105,23 @@ def test_an_interrupted_reply_is_kept_as_far_as_it_came_and_frees_its_pages() ->
     stats = llm.engine.stats()
     assert stats.num_running == stats.num_waiting == 0
     assert stats.pages_free == stats.pages_total
+
+
+def test_a_method_that_tokenizes_differently_reads_the_conversation() -> None:
+    class Backwards(Tokenization):
+        """Text is read from its end."""
+
+        card = MethodCard("backwards", "test", None, True, "any", (), 0, "A test.", object, Tokenization.slots)
+
+        def encode(self, text: str, tokenizer: Tokenizer, add_special_tokens: bool) -> list[int]:
+            return tokenizer.encode(text[::-1], add_special_tokens)
+
+    llm = LLM(use=[Backwards()])
+    conversation = Conversation(llm, GREEDY)
+    rendered = llm.tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}])
+    result, _ = conversation.say("Hello!", ignore)
+    assert result is not None
+    assert result.prompt_token_ids == llm.tokenizer.encode(rendered[::-1], add_special_tokens=False)
 
 
 def test_a_model_without_a_chat_template_is_refused_with_a_sentence(headstart: Run, stories: str) -> None:

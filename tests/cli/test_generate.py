@@ -134,6 +134,19 @@ def test_engine_options_reach_the_engine(headstart: Run) -> None:
     assert "16 tokens" in too_long.err
 
 
+def test_the_size_of_the_cache_and_the_device_reach_the_engine(headstart: Run) -> None:
+    prompt = " ".join(["The king and the queen went to the sea."] * 8)
+    options = ("--device", "cpu", "--page-size", "8")
+    plain = headstart("generate", prompt, *GREEDY, "--json").json["results"][0]["outputs"][0]["text"]
+    for enough in (("--num-pages", "64"), ("--kv-cache-memory", str(2**23))):
+        ran = headstart("generate", prompt, *GREEDY, *options, *enough, "--json")
+        assert ran.json["results"][0]["outputs"][0]["text"] == plain
+    for little in (("--num-pages", "2"), ("--kv-cache-memory", "1")):
+        ran = headstart("generate", prompt, *GREEDY, *options, *little)
+        assert ran.code == 2
+        assert "tokens" in ran.err
+
+
 def test_the_prefix_cache_can_be_turned_off(headstart: Run) -> None:
     prompt = " ".join(["The king and the queen went to the sea."] * 8)
     # One sequence at a time, so that the second request begins when the first one's pages are there to find.
@@ -155,6 +168,13 @@ def test_the_prefix_cache_can_be_turned_off(headstart: Run) -> None:
         (["x", "--use", "sarathi-serve:chnk=3"], "did you mean 'chunk'"),
         (["x", "--use", "sarathi", "--use", "sarathi-serve"], "both fill"),
         (["x", "--dtype", "float3"], "float3"),
+        (["x", "--device", "abacus"], "abacus"),
+        (["x", "--page-size", str(10**12)], "page_size"),
+        (["x", "--page-size", str(10**30)], "page_size"),
+        (["x", "--num-pages", str(10**12)], "num_pages"),
+        (["x", "--num-pages", "-3"], "num_pages"),
+        (["x", "--kv-cache-memory", str(10**18)], "kv_cache_memory"),
+        (["x", "--max-num-seqs", "0"], "max_num_seqs"),
         (["--file", "/no/such/file"], "/no/such/file"),
         ([], "no prompt"),
         ([""], "empty"),

@@ -49,6 +49,19 @@ def test_help_and_errors_do_not_wait_for_torch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("command", ["generate", "chat", "serve"])
+def test_engine_options_are_the_same_everywhere(headstart: Run, command: str) -> None:
+    shown = headstart(command, "--help").out
+    for option in ("--model", "--use", "--dtype", "--device", "--page-size", "--num-pages", "--kv-cache-memory"):
+        assert option in shown
+
+
+def test_the_commands_load_where_there_is_no_resource_module() -> None:
+    """As on Windows."""
+    code = "import sys; sys.modules['resource'] = None; import headstart.cli.main, headstart.cli.report; print('ok')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "ok\n"
+
+
 def test_ctrl_c_while_loading_ends_with_130(headstart: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from headstart.errors import MethodError
 from headstart.methods import registry
 
 Run = Callable[..., Any]
@@ -41,6 +44,41 @@ def test_the_use_that_a_card_shows_can_be_built(headstart: Run) -> None:
     for card in registry.catalogue():
         out = headstart("methods", card.key).out
         registry.build(out.split("--use ")[1].split()[0])
+
+
+@pytest.fixture
+def ruler(monkeypatch: pytest.MonkeyPatch) -> type:
+    """A method that cannot be built without an option, known for one test."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+    @registry.method("ruler", stage="test", paper=None, needs=("a ruler",))
+    class Ruler:
+        """Measures.
+
+        Args:
+            length: in centimetres.
+            wooden: or of steel.
+        """
+
+        def __init__(self, length: int, wooden: bool = True) -> None:
+            self.length, self.wooden = length, wooden
+
+    return Ruler
+
+
+def test_a_required_option_and_a_need_are_shown(headstart: Run, ruler: type) -> None:
+    ran = headstart("methods", "ruler")
+    assert "in centimetres. [int, required]" in ran.out
+    assert "or of steel. [bool, default True]" in ran.out
+    assert "needs     a ruler" in ran.out
+    assert "--use ruler:length=LENGTH\n" in ran.out
+    assert "inspect" not in ran.out
+    shown = headstart("methods", "ruler", "--json").json
+    assert shown["needs"] == ["a ruler"]
+    assert [(o["required"], o["default"]) for o in shown["options"]] == [(True, None), (False, True)]
+    assert registry.build("ruler:length=30").length == 30
+    with pytest.raises(MethodError, match="ruler needs option length: write ruler:length=VALUE"):
+        registry.build("ruler:wooden=false")
 
 
 def test_an_unknown_key_suggests_the_nearest(headstart: Run) -> None:

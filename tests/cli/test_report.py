@@ -2,7 +2,11 @@
 
 import random
 import statistics
+import sys
+from types import SimpleNamespace
 
+import psutil
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +73,13 @@ def test_peak_memory_grows_with_what_is_held() -> None:
     held = bytearray(before + 2**24)
     assert peak_memory() >= before + 2**23
     assert len(held) > before
+
+
+def test_peak_memory_on_windows_is_the_peak_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=5, peak_wset=1234))
+    assert peak_memory() == 1234
 
 
 def test_durations_read_well() -> None:

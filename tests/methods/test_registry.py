@@ -35,6 +35,8 @@ def test_every_method_has_a_whole_card():
         ("sarathi-serve:chunk", "name=value"),
         ("sarathi-serve:chunk=0", "at least 1, not 0"),
         ("sarathi:batch=0", "at least 1"),
+        ("sarathi-serve:chunk=3,chunk=4", "option chunk is given twice"),
+        ("sarathi-serve:chunk=3, chunk=3", "option chunk is given twice"),
     ],
 )
 def test_bad_uses_get_one_sentence(use, sentence):

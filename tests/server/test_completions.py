@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,31 @@ def test_many_at_once_answer_as_each_alone(server: Running, llm: LLM) -> None:
         params = {key: request[key] for key in ("max_tokens", "temperature", "seed")}
         prompt = {"prompt_token_ids": request["prompt"]}
         assert text == in_process(llm, prompt, **params).outputs[0].text
+    server.wait_until_idle()
+
+
+def test_long_greedy_answers_over_http_are_those_in_process_token_for_token(server: Running, llm: LLM) -> None:
+    """Asked all at once, so that they share steps; in process one after another."""
+    rng = np.random.default_rng(4)
+    words = ("Lily", "the", "dog", "ran to", "a big", "red box", "and saw", "Tim,", "who was", "very happy.", "One day")
+    prompts = [*PROMPTS, *(" ".join(rng.choice(words, rng.integers(1, 60))) for _ in range(8))]
+    together = Barrier(len(prompts))
+
+    def ask(prompt: str) -> Any:
+        together.wait(timeout=60)
+        more = {"ignore_eos": True}
+        return create(server, prompt=prompt, temperature=0, max_tokens=200, logprobs=0, extra_body=more)
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = list(pool.map(ask, prompts))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        asked = {"temperature": 0, "max_tokens": 200, "logprobs": 0, "ignore_eos": True}
+        expected = in_process(llm, prompt, **asked).outputs[0]
+        found = answer.choices[0]
+        assert found.text == expected.text
+        assert answer.usage.completion_tokens == len(expected.token_ids) == 200
+        chosen = [entry[i].logprob for entry, i in zip(expected.logprobs or [], expected.token_ids, strict=True)]
+        np.testing.assert_allclose(found.logprobs.token_logprobs, chosen, atol=1e-3)
     server.wait_until_idle()
 
 

@@ -1,13 +1,16 @@
 """Keys, health, metrics, and an engine that dies."""
 
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import AuthenticationError
 from prometheus_client.parser import text_string_to_metric_families
 
-from headstart import AsyncEngine, __version__
+from headstart import AsyncEngine, HeadstartError, __version__
+from headstart.server.app import create_app
 from tests.server.harness import Running, running
 
 
@@ -53,6 +56,33 @@ def test_metrics_count_what_happened(server: Running) -> None:
     assert re.search(r'headstart:engine_info\{[^}]*exact="true"', server.http.get("/metrics").text)
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_times_begin_before_the_prompt_is_tokenized(
+    server: Running, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    spent = 0.0
+    encode = server.engine.encode
+
+    def slow(*arguments: Any, **options: Any) -> list[int]:
+        nonlocal spent
+        began = time.monotonic()
+        time.sleep(0.1)
+        ids = encode(*arguments, **options)
+        spent += time.monotonic() - began
+        return ids
+
+    monkeypatch.setattr(server.engine, "encode", slow)
+    before = samples(server)
+    prompt = {"prompt": "Once"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "Once"}]}
+    assert server.post(path, prompt | {"max_tokens": 2}).status_code == 200
+    server.wait_until_idle()
+    after = samples(server)
+    assert spent > 0
+    for histogram in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
+        name = f"headstart:{histogram}_seconds_sum"
+        assert after[name] - before.get(name, 0) >= spent, histogram
+
+
 def test_health_and_version(server: Running) -> None:
     assert server.http.get("/health").json() == {"status": "ok"}
     assert server.http.get("/version").json() == {"version": __version__}
@@ -76,6 +106,12 @@ def test_keys_open_all_but_health_and_metrics(checkpoint: Path) -> None:
             server.openai.with_options(api_key="wrong").models.list()
         client = server.openai.with_options(api_key="second")
         assert client.completions.create(model="tales", prompt="Hi", max_tokens=1).usage
+
+
+@pytest.mark.parametrize("keys", [[""], ["  "], ["secret", ""], ["\t", "secret"]])
+def test_an_empty_key_is_refused_at_the_start(server: Running, keys: list[str]) -> None:
+    with pytest.raises(HeadstartError, match="key is empty"):
+        create_app(server.engine, api_keys=keys)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
