@@ -99,7 +99,7 @@ def write_gguf(path: Path, checkpoint: Path, shape: LlamaShape, dtype: torch.dty
     """
     if find_spec("gguf") is None:
         raise HeadstartError("writing GGUF needs the gguf package; install it with: pip install gguf")
-    from gguf import GGUFWriter
+    from gguf import GGUFWriter  # pyright: ignore[reportMissingImports]
 
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(shape.max_positions)
@@ -147,7 +147,7 @@ def _gguf_weight(name: str, weight: torch.Tensor, shape: LlamaShape) -> torch.Te
 
 def _add_tensor(writer, name: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
     """Queue a tensor: vectors and float32 as they are, bfloat16 as raw bytes since numpy has no such type."""
-    from gguf import GGMLQuantizationType
+    from gguf import GGMLQuantizationType  # pyright: ignore[reportMissingImports]
 
     if weight.dim() == 1 or dtype == torch.float32:
         writer.add_tensor(name, weight.float().contiguous().numpy())

@@ -195,7 +195,7 @@ class LlamaCppSide:
     """llama.cpp through the C functions of llama-cpp-python, with its own batching over sequences."""
 
     def __init__(self, settings: SideSettings) -> None:
-        import llama_cpp
+        import llama_cpp  # pyright: ignore[reportMissingImports]
 
         logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
         self.api: Any = llama_cpp

@@ -73,7 +73,14 @@ def test_ctrl_c_while_loading_ends_with_130(headstart: Run, monkeypatch: pytest.
 
 def test_ctrl_c_ends_a_process_with_130_and_no_traceback() -> None:
     arguments = ["generate", "Once", "--ignore-eos", "--max-tokens", "2000"]
-    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+
+    def listen() -> None:
+        # A shell starts background jobs deaf to Ctrl-C, and their children inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         os.read(process.stdout.fileno(), 1)  # the first text: it is generating
