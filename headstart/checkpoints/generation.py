@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from headstart.checkpoints.files import read_json
-from headstart.errors import CheckpointError
+from headstart.models.config import ModelConfig
+from headstart.models.fields import Fields
 
 
 @dataclass(frozen=True)
@@ -14,61 +14,59 @@ class GenerationConfig:
 
     Attributes:
         eos_token_ids: ids that end an output.
-        bos_token_id, pad_token_id: None when there is none.
         temperature, top_p, top_k, repetition_penalty: recommended sampling; None when nothing is recommended.
-        max_new_tokens: recommended bound on an output.
     """
 
     eos_token_ids: list[int] = field(default_factory=list)
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     repetition_penalty: float | None = None
-    max_new_tokens: int | None = None
 
     @classmethod
-    def from_directory(cls, directory: Path, config: dict[str, Any]) -> "GenerationConfig":
-        """Read it from a checkpoint directory, whose config dict is given.
+    def from_directory(cls, directory: Path, config: ModelConfig) -> "GenerationConfig":
+        """Read it from a checkpoint directory, whose config is given.
 
         Raises:
-            CheckpointError: the file holds no JSON object, or a value has the wrong type.
+            CheckpointError: the file holds no JSON object, or a value has the wrong type or is out of range.
         """
         path = directory / "generation_config.json"
-        return cls.from_dicts(read_json(path) if path.is_file() else {}, config, str(path))
+        given = Fields(read_json(path) if path.is_file() else {}, str(path))
+        return cls.from_fields(given, Fields(config.raw, str(directory / "config.json")), config.vocab_size)
 
     @classmethod
-    def from_dicts(cls, given: dict[str, Any], config: dict[str, Any], source: str) -> "GenerationConfig":
-        """The same from the contents of the two files, the first called `source` in errors.
+    def from_fields(cls, given: Fields, config: Fields, vocab_size: int) -> "GenerationConfig":
+        """The same from the contents of the two files.
 
         Raises:
-            CheckpointError: a value has the wrong type.
+            CheckpointError: a value has the wrong type or is out of range.
         """
-        merged = {key: config.get(key) for key in ("eos_token_id", "bos_token_id", "pad_token_id")}
-        merged |= {key: value for key, value in given.items() if value is not None}
-        eos = merged.get("eos_token_id")
-        eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        eos_token_ids = _eos_token_ids(given, vocab_size)
         # Sampling values of a checkpoint that asks for greedy decoding are left-overs.
-        sampling = merged if merged.get("do_sample", True) else {}
-        result = cls(
-            eos_token_ids=eos,
-            bos_token_id=merged.get("bos_token_id"),
-            pad_token_id=merged.get("pad_token_id"),
-            temperature=sampling.get("temperature"),
-            top_p=sampling.get("top_p"),
-            top_k=sampling.get("top_k"),
-            repetition_penalty=merged.get("repetition_penalty"),
-            max_new_tokens=merged.get("max_new_tokens"),
+        sampling = given if given.boolean("do_sample", True) else Fields({}, given.source)
+        return cls(
+            eos_token_ids=(_eos_token_ids(config, vocab_size) or []) if eos_token_ids is None else eos_token_ids,
+            temperature=sampling.optional_number("temperature", zero=True),
+            top_p=_share(sampling, "top_p"),
+            top_k=sampling.optional_integer("top_k", least=-1),
+            repetition_penalty=given.optional_number("repetition_penalty"),
         )
-        result._check(source)
-        return result
 
-    def _check(self, source: str) -> None:
-        ids = [*self.eos_token_ids, self.bos_token_id, self.pad_token_id, self.top_k, self.max_new_tokens]
-        for value in ids:
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise CheckpointError(f"{source} has {value!r} where a whole number belongs")
-        for number in (self.temperature, self.top_p, self.repetition_penalty):
-            if number is not None and not isinstance(number, int | float):
-                raise CheckpointError(f"{source} has {number!r} where a number belongs")
+
+def _eos_token_ids(fields: Fields, vocab_size: int) -> list[int] | None:
+    """The ids in `eos_token_id`, which holds one or a list; None when absent."""
+    value = fields.raw.get("eos_token_id")
+    if value is None:
+        return None
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
+        raise fields.bad("eos_token_id", "a token id of at least 0 or a list of such ids", value)
+    # The model cannot draw an id beyond its vocabulary, so such an id ends nothing.
+    return [item for item in ids if item < vocab_size]
+
+
+def _share(fields: Fields, name: str) -> float | None:
+    value = fields.optional_number(name)
+    if value is not None and value > 1:
+        raise fields.bad(name, "above 0 and at most 1", value)
+    return value

@@ -1,11 +1,14 @@
 """From what a user calls a model to a directory on this machine."""
 
+import os
 from pathlib import Path
 
 from headstart.errors import CheckpointError
 
-# Only what is read: no weights in other formats, no originals kept beside the converted ones.
+# Only what is read: no weights in other formats, and none of the originals that some repositories keep beside
+# the converted ones, which are safetensors too. In these patterns `*` crosses slashes.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+_IGNORED_PATTERNS = ["consolidated*", "original/*"]
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -18,10 +21,11 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: there is no such directory or id, it needs permission, or the hub cannot be reached.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
+    # These functions take any string, where the methods of `Path` raise on unknown users and overlong names.
+    path = os.path.expanduser(name_or_path)
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file; give the checkpoint directory that holds it")
     name = str(name_or_path)
     if isinstance(name_or_path, Path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
@@ -40,7 +44,7 @@ def _download(name: str) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED_PATTERNS))
     except HFValidationError:
         raise CheckpointError(f"{name!r} is neither a directory nor a valid hub id") from None
     except GatedRepoError:

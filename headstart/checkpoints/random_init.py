@@ -8,6 +8,7 @@ from headstart.checkpoints.generation import GenerationConfig
 from headstart.checkpoints.reader import Checkpoint, run_dtype
 from headstart.models.config import ModelConfig
 from headstart.models.decoder import Decoder
+from headstart.models.fields import Fields
 
 _SLICE_ELEMENTS = 1 << 22
 
@@ -32,16 +33,18 @@ def random_checkpoint(
     Raises:
         CheckpointError: the config is not supported.
     """
-    normalised = ModelConfig.from_hf(config, f"the config of {name!r}")
+    source = f"the config of {name!r}"
+    normalised = ModelConfig.from_hf(config, source)
+    fields = Fields(normalised.raw, source, {"initializer_range": 0.02})
     decoder = Decoder(normalised, run_dtype(dtype, normalised), device)
-    randomise(decoder, seed, std=float(config.get("initializer_range", 0.02)))
+    randomise(decoder, seed, std=fields.number("initializer_range"))
     return Checkpoint(
         path=None,
         name=name,
         config=normalised,
         decoder=decoder,
         tokenizer=None,
-        generation_config=GenerationConfig.from_dicts({}, config, f"the config of {name!r}"),
+        generation_config=GenerationConfig.from_fields(Fields({}, source), fields, normalised.vocab_size),
     )
 
 

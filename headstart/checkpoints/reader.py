@@ -1,6 +1,7 @@
 """Read a Hugging Face directory into a running model: config, weights, tokenizer, generation defaults."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def load_checkpoint(
     path = default_checkpoint_path() if name_or_path is None else resolve(name_or_path)
     raw = read_json(path / "config.json")
     config = ModelConfig.from_hf(raw, str(path / "config.json"))
+    generation_config = GenerationConfig.from_directory(path, config)
     tokenizer = None if skip_tokenizer_init else Tokenizer.from_directory(path)
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, path)
@@ -75,11 +77,11 @@ def load_checkpoint(
     load_weights(decoder, path)
     return Checkpoint(
         path=path,
-        name=path.name if name_or_path is None or Path(name_or_path).is_dir() else str(name_or_path),
+        name=_name(name_or_path, path),
         config=config,
         decoder=decoder,
         tokenizer=tokenizer,
-        generation_config=GenerationConfig.from_directory(path, config.raw),
+        generation_config=generation_config,
     )
 
 
@@ -89,13 +91,16 @@ def run_dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:
     Raises:
         CheckpointError: a dtype that models cannot run in.
     """
-    if dtype == "auto":
-        dtype = config.raw.get("dtype") or config.raw.get("torch_dtype") or "float32"
-    name = str(dtype).removeprefix("torch.")
+    own = config.raw.get("dtype") or config.raw.get("torch_dtype") or "float32"
+    name = str(own if dtype == "auto" else dtype).removeprefix("torch.")
     name = {"half": "float16", "float": "float32"}.get(name, name)
-    if name not in _RUN_DTYPES:
-        raise CheckpointError(f"dtype must be auto, {', '.join(_RUN_DTYPES)}, not {name!r}")
-    return _RUN_DTYPES[name]
+    if name in _RUN_DTYPES:
+        return _RUN_DTYPES[name]
+    if dtype == "auto":
+        raise CheckpointError(
+            f"models cannot run in {name!r}, the dtype in config.json; ask for one of {', '.join(_RUN_DTYPES)}"
+        )
+    raise CheckpointError(f"dtype must be auto, {', '.join(_RUN_DTYPES)}, not {name!r}")
 
 
 @torch.no_grad()
@@ -109,7 +114,7 @@ def load_weights(decoder: Decoder, directory: Path) -> None:
     places = pieces(decoder.config)
     known = places | stacked_pieces(decoder.config)
     parameters = dict(decoder.named_parameters())
-    unfilled = {name: parameter.numel() for name, parameter in parameters.items()}
+    filled: set[Piece] = set()
     unexpected: list[str] = []
     for path in shard_paths(directory):
         with Shard(path) as shard:
@@ -123,8 +128,9 @@ def load_weights(decoder: Decoder, directory: Path) -> None:
                     continue
                 _check_shape(name, entry, piece, path)
                 _copy(shard, name, piece, parameters[piece.parameter])
-                unfilled[piece.parameter] -= math.prod(piece.shape)
-    missing = [name for name, piece in places.items() if unfilled[piece.parameter] > 0]
+                filled.add(piece)
+    whole = {piece.parameter for piece in filled if piece.shape == parameters[piece.parameter].shape}
+    missing = [name for name, piece in places.items() if piece not in filled and piece.parameter not in whole]
     for problem, names in (("lack", missing), ("hold the unexpected", unexpected)):
         if names:
             raise CheckpointError(
@@ -156,6 +162,13 @@ def shard_paths(directory: Path) -> list[Path]:
     other = next((p for pattern in ("*.bin", "*.pth", "*.gguf") for p in directory.glob(pattern)), None)
     found = f" ({other.name} is in a format that is not read; convert it to safetensors)" if other else ""
     raise CheckpointError(f"{directory} has no model.safetensors and no model.safetensors.index.json{found}")
+
+
+def _name(name_or_path: str | Path | None, path: Path) -> str:
+    """The hub id as it was given, or the directory's own name, also where it was given as `.` or `..`."""
+    local = name_or_path is None or os.path.isdir(os.path.expanduser(name_or_path))
+    # Not `resolve()`: the name of a link says more than that of its target.
+    return Path(os.path.abspath(path)).name if local else str(name_or_path)
 
 
 def _check_shape(name: str, entry: Entry, piece: Piece, path: Path) -> None:

@@ -10,6 +10,8 @@ from headstart.models.rope import RopeConfig
 from headstart.ops.activation import ACTIVATIONS
 
 LayerKind = Literal["full_attention", "sliding_attention"]
+# Lists as long as this are made before any weight is seen.
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,9 @@ class ModelConfig:
         family = FAMILIES[architecture]
         fields = Fields(raw, source, family.defaults)
         _refuse_what_is_not_supported(fields)
-        num_layers = fields.integer("num_hidden_layers")
-        num_heads = fields.integer("num_attention_heads")
+        num_layers = fields.integer("num_hidden_layers", most=_MOST_LAYERS)
         hidden_size = fields.integer("hidden_size")
-        head_dim = fields.optional_integer("head_dim") or hidden_size // num_heads
-        num_kv_heads = fields.optional_integer("num_key_value_heads") or num_heads
-        if num_heads % num_kv_heads:
-            raise CheckpointError(
-                f"num_attention_heads ({num_heads}) in {source} must be a multiple of num_key_value_heads "
-                f"({num_kv_heads})"
-            )
+        num_heads, num_kv_heads, head_dim = _heads(fields, hidden_size)
         kinds = _layer_kinds(fields, family, num_layers)
         window = fields.optional_integer("sliding_window") if "sliding_attention" in kinds else None
         query_scalar = fields.number("query_pre_attn_scalar") if family.query_scalar else float(head_dim)
@@ -171,9 +166,11 @@ class ModelConfig:
 
 def _text_part(raw: dict[str, Any], source: str) -> tuple[str, dict[str, Any]]:
     """The architecture and the dict that describes its text decoder."""
-    architectures = raw.get("architectures") or []
-    if not architectures or not isinstance(architectures[0], str):
+    architectures = raw.get("architectures")
+    if architectures is None or architectures == []:
         raise CheckpointError(f"{source} has no field 'architectures', so the kind of network is unknown")
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str):
+        raise Fields(raw, source).bad("architectures", "a list with the name of an architecture", architectures)
     architecture = architectures[0]
     if architecture == "Gemma3ForConditionalGeneration":
         text = raw.get("text_config")
@@ -184,14 +181,15 @@ def _text_part(raw: dict[str, Any], source: str) -> tuple[str, dict[str, Any]]:
         architecture = "Gemma3ForCausalLM"
     if architecture not in FAMILIES:
         raise CheckpointError(
-            f"the architecture {architecture} in {source} is not supported; supported are {', '.join(FAMILIES)}"
+            f"the architecture {architecture!r} in {source} is not supported; supported are {', '.join(FAMILIES)}"
         )
     return architecture, raw
 
 
 def _refuse_what_is_not_supported(fields: Fields) -> None:
-    if fields.raw.get("quantization_config"):
-        method = fields.raw["quantization_config"].get("quant_method", "unknown")
+    quantization = fields.raw.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise CheckpointError(
             f"{fields.source} describes weights quantized with {method!r}, which is not supported; "
             "use the checkpoint in bfloat16, float16 or float32"
@@ -202,8 +200,29 @@ def _refuse_what_is_not_supported(fields: Fields) -> None:
         )
 
 
+def _heads(fields: Fields, hidden_size: int) -> tuple[int, int, int]:
+    """Query heads, heads of keys and values, and the size of a head."""
+    num_heads = fields.integer("num_attention_heads")
+    num_kv_heads = fields.optional_integer("num_key_value_heads") or num_heads
+    if num_heads % num_kv_heads:
+        raise CheckpointError(
+            f"num_attention_heads ({num_heads}) in {fields.source} must be a multiple of num_key_value_heads "
+            f"({num_kv_heads})"
+        )
+    head_dim = fields.optional_integer("head_dim")
+    if head_dim is None:
+        if hidden_size % num_heads:
+            raise CheckpointError(
+                f"hidden_size ({hidden_size}) in {fields.source} must be a multiple of num_attention_heads "
+                f"({num_heads}), since there is no head_dim"
+            )
+        head_dim = hidden_size // num_heads
+    return num_heads, num_kv_heads, head_dim
+
+
 def _activation(fields: Fields, family: Family) -> str:
-    name = fields.raw.get("hidden_activation") or fields.raw.get("hidden_act") or family.activation
+    name = fields.text("hidden_activation", "hidden_act")
+    name = family.activation if name is None else name
     if name not in ACTIVATIONS:
         raise CheckpointError(
             f"the activation {name!r} in {fields.source} is not supported; supported are {', '.join(ACTIVATIONS)}"
@@ -213,37 +232,45 @@ def _activation(fields: Fields, family: Family) -> str:
 
 def _layer_kinds(fields: Fields, family: Family, num_layers: int) -> tuple[LayerKind, ...]:
     """Which layers look at a sliding window, by the rule of the family."""
-    if family.windows == "none" or (family.windows == "switched" and not fields.raw.get("use_sliding_window")):
+    if family.windows == "none" or (family.windows == "switched" and not fields.boolean("use_sliding_window", False)):
         sliding = [False] * num_layers
     elif fields.raw.get("layer_types") is not None and family.layer_types:
-        kinds = fields.raw["layer_types"]
-        unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
-        if unknown or len(kinds) != num_layers:
-            problem = f"names {unknown[0]!r}" if unknown else f"has {len(kinds)} entries for {num_layers} layers"
-            raise CheckpointError(
-                f"layer_types in {fields.source} {problem}; it needs 'full_attention' or 'sliding_attention' per layer"
-            )
-        sliding = [kind == "sliding_attention" for kind in kinds]
+        sliding = _listed_kinds(fields, num_layers)
     elif family.window_pattern:
         pattern = fields.optional_integer("sliding_window_pattern") or family.window_pattern
         sliding = [(layer + 1) % pattern != 0 for layer in range(num_layers)]
     elif family.windows == "switched" and family.layer_types:
-        first = fields.optional_integer("max_window_layers") or 0
+        first = fields.optional_integer("max_window_layers", least=0) or 0
         sliding = [layer >= first for layer in range(num_layers)]
     else:
         sliding = [True] * num_layers
-    if fields.optional_integer("sliding_window") is None and not family.window_pattern:
+    if any(sliding) and fields.optional_integer("sliding_window") is None and not family.window_pattern:
         sliding = [False] * num_layers
     return tuple("sliding_attention" if slides else "full_attention" for slides in sliding)
+
+
+def _listed_kinds(fields: Fields, num_layers: int) -> list[bool]:
+    """Whether each layer slides, as `layer_types` lists it."""
+    kinds = fields.raw["layer_types"]
+    if not isinstance(kinds, list):
+        raise fields.bad("layer_types", "a list with one kind of attention per layer", kinds)
+    unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
+    if unknown or len(kinds) != num_layers:
+        problem = f"names {unknown[0]!r}" if unknown else f"has {len(kinds)} entries for {num_layers} layers"
+        raise CheckpointError(
+            f"layer_types in {fields.source} {problem}; it needs 'full_attention' or 'sliding_attention' per layer"
+        )
+    return [kind == "sliding_attention" for kind in kinds]
 
 
 def _moe(fields: Fields, family: Family) -> MoEConfig | None:
     if family.moe is None:
         return None
     size_field = "moe_intermediate_size" if family.moe == "qwen3" else "intermediate_size"
+    num_experts = fields.integer("num_experts", "num_local_experts")
     return MoEConfig(
-        num_experts=fields.integer("num_experts", "num_local_experts"),
-        top_k=fields.integer("num_experts_per_tok"),
+        num_experts=num_experts,
+        top_k=fields.integer("num_experts_per_tok", most=num_experts),
         intermediate_size=fields.integer(size_field),
         renormalise=family.moe == "mixtral" or fields.boolean("norm_topk_prob", False),
         keep_float32=family.moe == "mixtral",
@@ -254,5 +281,8 @@ def _moe_layers(fields: Fields, moe: MoEConfig | None, num_layers: int) -> tuple
     if moe is None:
         return (False,) * num_layers
     step = fields.optional_integer("decoder_sparse_step") or 1
-    dense = set(fields.raw.get("mlp_only_layers") or ())
+    dense = fields.raw.get("mlp_only_layers")
+    dense = [] if dense is None else dense
+    if not isinstance(dense, list) or not all(type(layer) is int for layer in dense):
+        raise fields.bad("mlp_only_layers", "a list of layer numbers", dense)
     return tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers))

@@ -207,7 +207,7 @@ class Decoder(nn.Module):
             token_ids: `[T]`.
             positions: `[T]`, each row's place in its own sequence.
             attend: what attends, and keeps keys and values.
-            lengths: `[T]`, needed where `length_dependent`: see `Rope`.
+            lengths: `[T]`, needed where a RoPE is `length_dependent`: see `Rope`.
 
         Returns:
             `[T, hidden]` after the final norm; `logits` turns wanted rows of it into scores.
@@ -240,11 +240,6 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights and of the residual stream."""
         return self.embedding.weight.dtype
-
-    @property
-    def length_dependent(self) -> bool:
-        """Whether `forward` needs lengths, because a RoPE depends on them."""
-        return any(rope.length_dependent for rope in self.ropes.values())
 
     def reuse_salt(self, prompt_length: int) -> str:
         """What sets this prompt's cached keys apart from equal tokens in prompts of other lengths."""

@@ -5,6 +5,10 @@ from typing import Any
 
 from headstart.errors import CheckpointError
 
+# No size comes near these bounds, and within them nothing that is computed from a config overflows.
+_MOST_INTEGER = 2**31 - 1
+_LEAST_NUMBER, _MOST_NUMBER = 1e-30, 1e30
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -18,47 +22,66 @@ class Fields:
     source: str
     defaults: dict[str, Any] = field(default_factory=dict)
 
-    def integer(self, *names: str) -> int:
-        """The first of these fields that is there, a whole number of at least one."""
+    def integer(self, *names: str, most: int = _MOST_INTEGER) -> int:
+        """The first of these fields that is there, a whole number from one to `most`."""
         for name in names:
-            value = self.optional_integer(name)
-            if value:
+            value = self.optional_integer(name, most=most)
+            if value is not None:
                 return value
         raise self._missing(names[0])
 
-    def optional_integer(self, name: str) -> int | None:
-        """A whole number of at least zero, or None when absent."""
+    def optional_integer(self, name: str, *, least: int = 1, most: int = _MOST_INTEGER) -> int | None:
+        """A whole number from `least` to `most`, or None when absent."""
         value = self._get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise CheckpointError(f"{name} in {self.source} must be a whole number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.bad(name, "a whole number", value)
+        if not least <= value <= most:
+            raise self.bad(name, f"a whole number from {least} to {most}", value)
         return value
 
     def number(self, name: str) -> float:
-        """A number."""
+        """A number above zero."""
         value = self.optional_number(name)
         if value is None:
             raise self._missing(name)
         return value
 
-    def optional_number(self, name: str) -> float | None:
-        """A number, or None when absent."""
+    def optional_number(self, name: str, *, zero: bool = False) -> float | None:
+        """A number above zero, or zero too where that is allowed, or None when absent."""
         value = self._get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"{name} in {self.source} must be a number, not {value!r}")
+        if not _is_number(value):
+            raise self.bad(name, "a number", value)
+        if not (_LEAST_NUMBER <= value <= _MOST_NUMBER or (zero and value == 0)):
+            bounds = f"{_LEAST_NUMBER} to {_MOST_NUMBER}"
+            raise self.bad(name, f"zero or a number from {bounds}" if zero else f"a number from {bounds}", value)
         return float(value)
 
     def numbers(self, name: str, length: int) -> tuple[float, ...]:
-        """A list of this many numbers."""
+        """A list of this many numbers above zero."""
         value = self._get(name)
         if value is None:
             raise self._missing(name)
-        if not isinstance(value, list) or len(value) != length or not all(_is_number(item) for item in value):
-            raise CheckpointError(f"{name} in {self.source} must be a list of {length} numbers")
+        if (
+            not isinstance(value, list)
+            or len(value) != length
+            or not all(_is_number(item) and _LEAST_NUMBER <= item <= _MOST_NUMBER for item in value)
+        ):
+            raise CheckpointError(f"{name} in {self.source} must be a list of {length} numbers above zero")
         return tuple(float(item) for item in value)
+
+    def text(self, *names: str) -> str | None:
+        """The first of these fields that is there, a string; None when all are absent."""
+        for name in names:
+            value = self._get(name)
+            if value is not None:
+                if not isinstance(value, str):
+                    raise self.bad(name, "a string", value)
+                return value
+        return None
 
     def boolean(self, name: str, default: bool) -> bool:
         """True or false."""
@@ -66,12 +89,16 @@ class Fields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise CheckpointError(f"{name} in {self.source} must be true or false, not {value!r}")
+            raise self.bad(name, "true or false", value)
         return value
 
     def switch(self, rule: bool | str) -> bool:
         """A fixed answer, or the field that holds it (absent: false)."""
         return self.boolean(rule, False) if isinstance(rule, str) else rule
+
+    def bad(self, name: str, wanted: str, value: Any) -> CheckpointError:
+        """What to raise when a field holds something else than what is wanted."""
+        return CheckpointError(f"{name} in {self.source} must be {wanted}, not {value!r}")
 
     def _get(self, name: str) -> Any:
         value = self.raw.get(name)

@@ -1,7 +1,7 @@
 """Rotary positions: the angles of every published scaling, per token."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,78 +80,120 @@ class RopeConfig:
             CheckpointError: an unknown kind, or a field that the kind needs is missing.
         """
         local = local_theta is not None and layer_kind == "sliding_attention"
-        given, source = _parameters(fields, layer_kind, local)
+        given = _parameters(fields, layer_kind, local)
         theta_field = "rope_local_base_freq" if local else "rope_theta"
         fallback_theta = local_theta if local and local_theta is not None else default_theta
-        theta = Fields(given, source).optional_number("rope_theta") or fields.optional_number(theta_field)
-        kind = given.get("rope_type") or given.get("type") or "default"
+        theta = given.optional_number("rope_theta") or fields.optional_number(theta_field)
+        kind = given.text("rope_type", "type")
+        kind = "default" if kind is None else kind
         kind = aliases.get(kind, {"su": "longrope"}.get(kind, kind))
         if kind not in KINDS:
             raise CheckpointError(
                 f"the RoPE type {kind!r} in {fields.source} is not supported; supported are {', '.join(KINDS)}"
             )
-        partial = Fields(given, source).optional_number("partial_rotary_factor")
-        partial = partial or fields.optional_number("partial_rotary_factor") or 1.0
-        dim = int(head_dim * partial)
-        if dim % 2:
-            raise CheckpointError(f"RoPE needs an even number of rotated dimensions, but {source} makes it {dim}")
         max_position = fields.integer("max_position_embeddings")
-        original = fields.optional_integer("original_max_position_embeddings") or Fields(
-            given, source
-        ).optional_integer("original_max_position_embeddings")
-        return cls(
+        original = fields.optional_integer("original_max_position_embeddings")
+        original = original or given.optional_integer("original_max_position_embeddings") or max_position
+        config = cls(
             kind=kind,
             theta=theta or fallback_theta,
-            dim=dim,
+            dim=_rotated(fields, given, head_dim),
             max_position=max_position,
-            original_max_position=original or max_position,
-            **_of_kind(kind, Fields(given, source), dim, max_position, original or max_position),
+            original_max_position=original,
         )
+        return replace(config, **_of_kind(config, given))
 
 
-def _parameters(fields: Fields, layer_kind: str, local: bool) -> tuple[dict[str, Any], str]:
-    """The dict that describes a kind of layer, and what to call it in errors."""
-    name = "rope_scaling" if fields.raw.get("rope_scaling") else "rope_parameters"
-    given = fields.raw.get(name) or {}
+def _parameters(fields: Fields, layer_kind: str, local: bool) -> Fields:
+    """The dict that describes a kind of layer."""
+    name = "rope_scaling" if fields.raw.get("rope_scaling") not in (None, {}) else "rope_parameters"
+    given = fields.raw.get(name)
+    given = {} if given is None else given
     if not isinstance(given, dict):
-        raise CheckpointError(f"{name} in {fields.source} must be an object, not {given!r}")
-    if isinstance(given.get("full_attention"), dict) or isinstance(given.get("sliding_attention"), dict):
-        return given.get(layer_kind) or {}, f"{name}.{layer_kind} of {fields.source}"
-    # A flat dict speaks of the global layers only, where local ones have a RoPE of their own.
-    return ({} if local else given), f"{name} of {fields.source}"
+        raise fields.bad(name, "an object", given)
+    if "full_attention" not in given and "sliding_attention" not in given:
+        # A flat dict speaks of the global layers only, where local ones have a RoPE of their own.
+        return Fields({} if local else given, f"{name} of {fields.source}")
+    nested = given.get(layer_kind)
+    nested = {} if nested is None else nested
+    if not isinstance(nested, dict):
+        raise Fields(given, f"{name} of {fields.source}").bad(layer_kind, "an object", nested)
+    return Fields(nested, f"{name}.{layer_kind} of {fields.source}")
 
 
-def _of_kind(kind: str, given: Fields, dim: int, max_position: int, original: int) -> dict[str, Any]:
-    """The arguments of `RopeConfig` that only this kind has."""
-    if kind in ("linear", "dynamic"):
-        return {"factor": given.number("factor")}
-    if kind == "llama3":
-        return {name: given.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+def _rotated(fields: Fields, given: Fields, head_dim: int) -> int:
+    """How many dimensions of a head are rotated."""
+    part = given.optional_number("partial_rotary_factor") or fields.optional_number("partial_rotary_factor") or 1.0
+    dim = int(head_dim * part)
+    if dim % 2 or not 2 <= dim <= head_dim:
+        raise CheckpointError(
+            f"RoPE needs an even number of rotated dimensions, from 2 to the head's {head_dim}, but {fields.source} "
+            f"makes it {dim}"
+        )
+    return dim
+
+
+def _of_kind(config: RopeConfig, given: Fields) -> dict[str, Any]:
+    """The arguments of `RopeConfig` that only its kind has."""
+    match config.kind:
+        case "linear":
+            return {"factor": given.number("factor")}
+        case "dynamic":
+            if config.dim == 2:
+                raise CheckpointError(f"RoPE of type 'dynamic' in {given.source} needs more than 2 rotated dimensions")
+            return {"factor": given.number("factor")}
+        case "llama3":
+            return _of_llama3(given)
+        case "yarn":
+            return _of_yarn(config, given)
+        case "longrope":
+            return _of_longrope(config, given)
+        case _:
+            return {}
+
+
+def _of_llama3(given: Fields) -> dict[str, Any]:
+    found = {name: given.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+    if found["low_freq_factor"] >= found["high_freq_factor"]:
+        raise given.bad("low_freq_factor", "below high_freq_factor", found["low_freq_factor"])
+    return found
+
+
+def _of_yarn(config: RopeConfig, given: Fields) -> dict[str, Any]:
+    if config.theta <= 1:
+        raise CheckpointError(f"RoPE of type 'yarn' in {given.source} needs a rope_theta above 1, not {config.theta}")
+    factor = given.optional_number("factor") or config.max_position / config.original_max_position
     attention_factor = given.optional_number("attention_factor")
-    factor = given.optional_number("factor") or max_position / original
-    if kind == "yarn":
-        if attention_factor is None:
-            mscale, all_dim = given.optional_number("mscale"), given.optional_number("mscale_all_dim")
-            attention_factor = _yarn_scale(factor, 1.0)
-            if mscale and all_dim:
-                attention_factor = _yarn_scale(factor, mscale) / _yarn_scale(factor, all_dim)
-        return {
-            "factor": factor,
-            "attention_factor": attention_factor,
-            "beta_fast": given.optional_number("beta_fast") or 32.0,
-            "beta_slow": given.optional_number("beta_slow") or 1.0,
-            "truncate": given.boolean("truncate", True),
-        }
-    if kind == "longrope":
-        if attention_factor is None:
-            attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-        return {
-            "factor": factor,
-            "attention_factor": attention_factor,
-            "short_factor": given.numbers("short_factor", dim // 2),
-            "long_factor": given.numbers("long_factor", dim // 2),
-        }
-    return {}
+    if attention_factor is None:
+        mscale, all_dim = (given.optional_number(name, zero=True) for name in ("mscale", "mscale_all_dim"))
+        attention_factor = _yarn_scale(factor, 1.0)
+        if mscale and all_dim:
+            attention_factor = _yarn_scale(factor, mscale) / _yarn_scale(factor, all_dim)
+    return {
+        "factor": factor,
+        "attention_factor": attention_factor,
+        "beta_fast": given.optional_number("beta_fast") or 32.0,
+        "beta_slow": given.optional_number("beta_slow") or 1.0,
+        "truncate": given.boolean("truncate", True),
+    }
+
+
+def _of_longrope(config: RopeConfig, given: Fields) -> dict[str, Any]:
+    original = config.original_max_position
+    if original == 1:
+        raise CheckpointError(
+            f"RoPE of type 'longrope' in {given.source} needs original_max_position_embeddings above 1"
+        )
+    factor = given.optional_number("factor") or config.max_position / original
+    attention_factor = given.optional_number("attention_factor")
+    if attention_factor is None:
+        attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return {
+        "factor": factor,
+        "attention_factor": attention_factor,
+        "short_factor": given.numbers("short_factor", config.dim // 2),
+        "long_factor": given.numbers("long_factor", config.dim // 2),
+    }
 
 
 def _yarn_scale(factor: float, multiplier: float) -> float:
@@ -216,7 +258,7 @@ class Rope:
     def _dynamic_frequencies(self, lengths: Tensor) -> Tensor:
         """The base grows with the length beyond the model's: `[T, dim / 2]`."""
         config = self.config
-        stretch = config.factor * lengths.clamp(min=config.max_position) / config.max_position - (config.factor - 1)
+        stretch = 1.0 + config.factor * (lengths - config.max_position).clamp(min=0) / config.max_position
         base = config.theta * stretch ** (config.dim / (config.dim - 2))
         return 1.0 / base[:, None] ** _exponents(config.dim).to(lengths.device)
 

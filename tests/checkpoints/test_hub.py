@@ -7,6 +7,7 @@ import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 
 from headstart.checkpoints.hub import resolve
 from headstart.errors import CheckpointError
@@ -28,7 +29,10 @@ def test_a_file_is_not_a_checkpoint(tmp_path: Path) -> None:
         resolve(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["nothing", "./gone", "../a/b", "/a/b", "a/b/c", Path("a/b")])
+@pytest.mark.parametrize(
+    "name",
+    ["nothing", "./gone", "../a/b", "/a/b", "a/b/c", Path("a/b"), "~no-such-user/a", "/" + 5000 * "a", "a\0b", ""],
+)
 def test_what_cannot_be_an_id_never_reaches_the_hub(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(CheckpointError, match=r"there is no directory .* hub id, which looks like 'owner/name'"):
@@ -36,15 +40,34 @@ def test_what_cannot_be_an_id_never_reaches_the_hub(name: Any, monkeypatch: pyte
 
 
 def test_only_what_is_read_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+    read = [
+        "additional_chat_templates/tool_use.jinja",
+        "chat_template.jinja",
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
+    originals = [
+        "consolidated.safetensors",
+        "consolidated-00001-of-00002.safetensors",
+        "consolidated.safetensors.index.json",
+        "original/consolidated.00.pth",
+        "original/model.safetensors",
+        "original/params.json",
+    ]
+    others = ["README.md", "pytorch_model.bin", "tokenizer.model", "model.gguf"]
+    taken: list[str] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked.update(name=name, patterns=allow_patterns)
+    def download(name: str, **patterns: Any) -> str:
+        assert name == "owner/name"
+        taken.extend(filter_repo_objects(sorted(read + originals + others), **patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve("owner/name") == tmp_path
-    assert asked == {"name": "owner/name", "patterns": ["*.json", "*.safetensors", "*.jinja"]}
+    assert taken == read
 
 
 def response(status: int) -> httpx.Response:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,14 +54,31 @@ def llama(tmp_path: Path) -> Path:
 
 def test_everything_is_there(llama: Path) -> None:
     edit_config(llama, vocab_size=VOCAB_SIZE, eos_token_id=[2, 3])
-    (llama / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_k": 20, "pad_token_id": 5}))
+    (llama / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_k": 20}))
     checkpoint = load_checkpoint(llama, skip_tokenizer_init=True)
     assert (checkpoint.path, checkpoint.name, checkpoint.tokenizer) == (llama, "llama", None)
     assert checkpoint.config.vocab_size == VOCAB_SIZE
     generation = checkpoint.generation_config
-    assert (generation.eos_token_ids, generation.bos_token_id, generation.pad_token_id) == ([2, 3], 1, 5)
+    assert generation.eos_token_ids == [2, 3]
     assert (generation.temperature, generation.top_k, generation.top_p) == (0.6, 20, None)
     assert not any(parameter.requires_grad for parameter in checkpoint.decoder.parameters())
+
+
+def test_names_are_those_of_directories_and_ids(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def name_of(given: str | Path) -> str:
+        return load_checkpoint(given, skip_tokenizer_init=True).name
+
+    monkeypatch.setenv("HOME", str(llama.parent))
+    (llama / "inside").mkdir()
+    (llama.parent / "link").symlink_to(llama)
+    monkeypatch.chdir(llama)
+    for given in (".", Path("."), "./", "inside/..", llama, f"{llama}/", "~/llama", "../llama"):
+        assert name_of(given) == "llama", given
+    assert name_of("../link") == "link"
+    monkeypatch.chdir(llama / "inside")
+    assert name_of("..") == "llama"
+    monkeypatch.setattr("headstart.checkpoints.reader.resolve", lambda name: llama)
+    assert name_of("owner/name") == "owner/name"
 
 
 def test_tokenizer_comes_along(llama: Path) -> None:
@@ -139,6 +157,14 @@ def test_dtypes_convert_on_the_way(dtype: str | torch.dtype, stored: torch.dtype
 def test_bad_dtype_is_named(llama: Path) -> None:
     with pytest.raises(CheckpointError, match="dtype must be auto, float32, bfloat16, float16, not 'int8'"):
         load(llama, dtype="int8")
+
+
+@pytest.mark.parametrize("named", ["float8_e4m3fn", 5, {"text_config": "bfloat16"}])
+def test_dtype_of_the_config_that_models_cannot_run_in(llama: Path, named: Any) -> None:
+    edit_config(llama, dtype=named)
+    with pytest.raises(CheckpointError, match=r"cannot run in .*, the dtype in config.json; ask for one of float32"):
+        load(llama)
+    assert load(llama, dtype="bfloat16").dtype == torch.bfloat16
 
 
 def test_no_directory() -> None:
@@ -250,6 +276,27 @@ def test_missing_and_unexpected_tensors(llama: Path) -> None:
         load(other)
 
 
+@pytest.mark.parametrize("name", ["llama", "phi3", "mixtral", "olmo2"])
+def test_what_is_missing_is_named_and_nothing_else(name: str, tmp_path: Path) -> None:
+    _, directory = make_pair(name, tmp_path)
+    whole = load_file(directory / "model.safetensors")
+    for missing in whole:
+        save_file({key: value for key, value in whole.items() if key != missing}, directory / "model.safetensors")
+        with pytest.raises(CheckpointError, match=rf"lack tensor '{re.escape(missing)}'; they do not fit"):
+            load(directory)
+
+
+def test_a_piece_given_twice_does_not_stand_for_another(llama: Path) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        # The second name is the one that files of the network without its output layer have.
+        tensors["layers.0.self_attn.k_proj.weight"] = tensors["model.layers.0.self_attn.k_proj.weight"].clone()
+        del tensors["model.layers.0.self_attn.v_proj.weight"]
+
+    edit_weights(llama, spoil)
+    with pytest.raises(CheckpointError, match=r"lack tensor 'model.layers.0.self_attn.v_proj.weight'; they do not fit"):
+        load(llama)
+
+
 def test_more_layers_than_config(llama: Path) -> None:
     edit_config(llama, num_hidden_layers=2)
     with pytest.raises(CheckpointError, match=r"hold the unexpected tensors 'model.layers.2.* and \d+ more"):
@@ -257,10 +304,28 @@ def test_more_layers_than_config(llama: Path) -> None:
 
 
 def test_bad_generation_config(llama: Path) -> None:
-    for content, said in (("{", "cannot be read as JSON"), ('{"top_k": "x"}', "has 'x' where a whole number")):
-        (llama / "generation_config.json").write_text(content)
-        with pytest.raises(CheckpointError, match=rf"generation_config.json {said}"):
+    path = llama / "generation_config.json"
+    for content, said in (
+        ("{", f"{path} cannot be read as JSON"),
+        ("[" * 100_000, f"{path} cannot be read as JSON"),
+        ('{"top_k": "x"}', f"top_k in {path} must be a whole number, not 'x'"),
+    ):
+        path.write_text(content)
+        with pytest.raises(CheckpointError, match=said):
             load(llama)
+
+
+def test_end_tokens_outside_the_vocabulary(llama: Path) -> None:
+    (llama / "generation_config.json").unlink()
+    edit_config(llama, eos_token_id=[2, VOCAB_SIZE, VOCAB_SIZE - 1])
+    checkpoint = load_checkpoint(llama, skip_tokenizer_init=True)
+    assert checkpoint.generation_config.eos_token_ids == [2, VOCAB_SIZE - 1]
+    edit_config(llama, eos_token_id=-1)
+    (llama / "model.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match=rf"^eos_token_id in {llama}/config.json must be a token id of at least 0"
+    ):
+        load(llama)
 
 
 def test_default_checkpoint_is_inside_the_package(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:

@@ -115,6 +115,13 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"llama", "file"}
 
 
+def test_random_checkpoints_need_a_sensible_spread(tmp_path: Path) -> None:
+    config = json.loads((make_pair("llama", tmp_path)[1] / "config.json").read_text())
+    for bad in ("x", -1.0, [], float("nan")):
+        with pytest.raises(CheckpointError, match=r"^initializer_range in the config of 'random' must be a number"):
+            random_checkpoint(config | {"initializer_range": bad})
+
+
 def test_random_checkpoints_follow_their_seed(tmp_path: Path) -> None:
     config = json.loads((make_pair("gemma3", tmp_path)[1] / "config.json").read_text())
     same, again, other = (random_checkpoint(config, seed=seed) for seed in (1, 1, 2))

@@ -114,7 +114,7 @@ def test_missing_field_is_named(field: str) -> None:
 
 
 def test_unknown_architecture_lists_those_there_are() -> None:
-    with pytest.raises(CheckpointError, match=r"MambaForCausalLM in config.json is not supported") as caught:
+    with pytest.raises(CheckpointError, match=r"'MambaForCausalLM' in config.json is not supported") as caught:
         family("MambaForCausalLM")
     assert all(name in str(caught.value) for name in FAMILIES)
     with pytest.raises(CheckpointError, match="no field 'architectures'"):
@@ -125,7 +125,23 @@ def test_unknown_architecture_lists_those_there_are() -> None:
     ("changes", "message"),
     [
         ({"hidden_size": "64"}, "hidden_size in config.json must be a whole number, not '64'"),
-        ({"num_hidden_layers": -1}, "num_hidden_layers in config.json must be a whole number"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers in config.json must be a whole number from 1 to 10000, not -1"),
+        ({"hidden_size": 0}, "hidden_size in config.json must be a whole number from 1 to 2147483647, not 0"),
+        ({"head_dim": 0}, "head_dim in config.json must be a whole number from 1 to 2147483647, not 0"),
+        ({"vocab_size": 10**30}, "vocab_size in config.json must be a whole number from 1 to 2147483647"),
+        (
+            {"hidden_size": 60},
+            r"hidden_size \(60\) .* multiple of num_attention_heads \(8\), since there is no head_dim",
+        ),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps in config.json must be a number from 1e-30 to 1e[+]30, not -1e-05"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps in config.json must be a number from .*, not nan"),
+        ({"architectures": 5}, "architectures in config.json must be a list with the name of an architecture, not 5"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures in config.json must be a list .*, not 'Llama"),
+        ({"architectures": ["two\nlines"]}, r"the architecture 'two\\nlines' in config.json is not supported"),
+        ({"hidden_act": []}, r"hidden_act in config.json must be a string, not \[\]"),
+        ({"hidden_act": ["silu"]}, r"hidden_act in config.json must be a string, not \['silu'\]"),
+        ({"quantization_config": "int8"}, "quantized with 'int8', which is not supported"),
+        ({"rope_scaling": {"rope_type": []}}, r"rope_type in rope_scaling of config.json must be a string, not \[\]"),
         ({"num_hidden_layers": True}, "num_hidden_layers in config.json must be a whole number"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps in config.json must be a number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings in config.json must be true or false"),
@@ -145,6 +161,31 @@ def test_bad_layer_types() -> None:
         family("Gemma2ForCausalLM", layer_types=["full_attention", "chunked_attention"])
     with pytest.raises(CheckpointError, match=r"layer_types in config.json has 1 entries for 2 layers"):
         family("Gemma2ForCausalLM", layer_types=["full_attention"])
+
+
+@pytest.mark.parametrize("junk", [5, "full_attention", {"0": "full_attention"}])
+def test_layer_types_that_are_no_list(junk: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"layer_types in config.json must be a list with one kind .*, not"):
+        family("Gemma2ForCausalLM", layer_types=junk)
+
+
+@pytest.mark.parametrize("junk", [3, "3", [[3]], ["3"], [True], {"3": 3}])
+def test_dense_layers_that_are_no_list_of_numbers(junk: Any) -> None:
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    with pytest.raises(CheckpointError, match=r"mlp_only_layers in config.json must be a list of layer numbers, not"):
+        family("Qwen3MoeForCausalLM", **sizes, mlp_only_layers=junk)
+
+
+def test_more_experts_per_token_than_there_are() -> None:
+    with pytest.raises(CheckpointError, match=r"num_experts_per_tok in config.json must be .* from 1 to 4, not 5"):
+        family("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=5)
+
+
+def test_a_window_of_no_tokens() -> None:
+    with pytest.raises(CheckpointError, match=r"sliding_window in config.json must be a whole number from 1"):
+        family("MistralForCausalLM", sliding_window=0)
+    # Switched off, it does not matter.
+    assert family("Qwen2ForCausalLM", sliding_window=0, use_sliding_window=False).windows == (None, None)
 
 
 def test_encoders_are_refused() -> None:

@@ -141,3 +141,39 @@ def test_bad_input_is_named() -> None:
         rope_of(sizes | {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}})
     with pytest.raises(CheckpointError, match="even number of rotated dimensions"):
         rope_of(sizes | {"partial_rotary_factor": 0.4})
+
+
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * HALF, "long_factor": [2.0] * HALF}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        (
+            LONG | {"original_max_position_embeddings": 1},
+            "'longrope' .* needs original_max_position_embeddings above 1",
+        ),
+        (LONG | {"short_factor": [0.0] * HALF}, "short_factor in .* must be a list of 32 numbers above zero"),
+        (LLAMA3, "low_freq_factor in .* must be below high_freq_factor, not 4.0"),
+        ({"rope_type": "linear", "factor": 0}, "factor in .* must be a number from .*, not 0"),
+        ({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1.0}, "'yarn' in .* needs a rope_theta above 1, not 1.0"),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": -1.0}, "beta_fast in .* must be a number from .*, not -1.0"),
+        ({"rope_theta": -10_000.0}, "rope_theta in .* must be a number from .*, not -10000.0"),
+        ({"partial_rotary_factor": 1.5}, "from 2 to the head's 64, but config.json makes it 96"),
+        ({"full_attention": 5}, "full_attention in rope_parameters of config.json must be an object, not 5"),
+    ],
+)
+def test_numbers_that_make_no_angles(parameters: dict[str, Any], said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        rope_of({"max_position_embeddings": 64, "rope_parameters": parameters})
+
+
+def test_dynamic_needs_more_than_one_frequency() -> None:
+    with pytest.raises(CheckpointError, match=r"'dynamic' in .* needs more than 2 rotated dimensions"):
+        rope_of(
+            {
+                "max_position_embeddings": 64,
+                "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 1 / HALF},
+            }
+        )
