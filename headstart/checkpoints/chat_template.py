@@ -25,7 +25,7 @@ class ChatTemplate:
         self.text = text
         self._source = source
 
-    def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
+    def render(self, messages: list[dict[str, Any]], /, **variables: Any) -> str:
         """The prompt.
 
         Raises:

@@ -8,7 +8,10 @@ from tokenizers import Tokenizer as InnerTokenizer
 
 from headstart.checkpoints.chat_template import ChatTemplate, read_templates
 from headstart.checkpoints.files import read_json
-from headstart.errors import CheckpointError
+from headstart.errors import CheckpointError, InvalidRequestError
+
+# From this many characters on, encoding takes long enough for other threads to notice.
+_LONG_TEXT = 4096
 
 
 class Tokenizer:
@@ -78,8 +81,18 @@ class Tokenizer:
         return self._templates["default"].text if "default" in self._templates else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Text to ids, with the special tokens that `tokenizer.json` adds around a text, if wanted."""
-        return self.inner.encode(text, add_special_tokens=add_special_tokens).ids
+        """Text to ids, with the special tokens that `tokenizer.json` adds around a text, if wanted.
+
+        Raises:
+            InvalidRequestError: the text holds half of a surrogate pair, as bytes read with the wrong encoding do.
+        """
+        try:
+            if len(text) < _LONG_TEXT:
+                return self.inner.encode(text, add_special_tokens=add_special_tokens).ids
+            # Of the tokenizer's ways to encode, the one for batches lets other threads run meanwhile.
+            return self.inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except TypeError:
+            raise InvalidRequestError("the prompt is not valid Unicode text", "prompt") from None
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Ids to text."""
@@ -88,6 +101,7 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: list[dict[str, Any]],
+        /,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         **kwargs: Any,

@@ -1,6 +1,7 @@
 """`headstart generate`: continue prompts from the command line, files or standard input."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,7 +158,7 @@ def _read_file(path: Path) -> str:
 def _split(text: str, lines: bool) -> list[str]:
     """The prompts in a text: its lines that are not empty, or all of it if it is not empty."""
     if lines:
-        return [line for line in text.splitlines() if line.strip()]
+        return [line for line in re.split(r"\r?\n", text) if line.strip()]
     # A file's last line break is the file's, not the prompt's.
     text = text.removesuffix("\n")
     return [text] if text else []

@@ -1,7 +1,9 @@
 """The `headstart` command."""
 
+import io
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -49,12 +51,31 @@ def _root(
 
 def main() -> None:
     """Run the command line. Bad input ends with one sentence and exit status 2, Ctrl-C (through Typer) with 130."""
+    _mend_streams()
     try:
         app()
     except HeadstartError as error:
-        sentence = " ".join(str(error).split())
-        Console(stderr=True).print(f"headstart: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        # What could not be written must not be tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _fail(f"{error.filename or 'the output'} cannot be used: {error.strerror}")
+
+
+def _mend_streams() -> None:
+    """Stand-ins for streams that whoever started us has closed, and question marks for what a terminal lacks."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+        elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _fail(message: str) -> NoReturn:
+    sentence = " ".join(message.split())
+    Console(stderr=True).print(f"headstart: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The offline API, with the names and fields of vLLM's: `LLM(model).generate(prompts, SamplingParams(...))`."""
 
 import sys
+import threading
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import fields
 from itertools import count
 from typing import Any
 
@@ -15,7 +17,7 @@ from headstart.engine.intake import Prompt
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.request import Request
-from headstart.errors import InvalidRequestError
+from headstart.errors import HeadstartError, InvalidRequestError, did_you_mean
 
 Message = Mapping[str, Any]
 
@@ -33,7 +35,13 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
+        known = {field.name for field in fields(EngineArgs)}
+        for name in settings:
+            if name not in known:
+                raise HeadstartError(f"LLM has no setting {name!r}{did_you_mean(name, known)}")
         self.engine = Engine(EngineArgs(model=model, **settings))
+        # One caller at a time: the engine is not for several threads, and users do not always know theirs.
+        self._lock = threading.RLock()
         self._ids = count()
         # Outputs by request: several streams may be open, and whoever steps the engine steps it for all.
         self._arrived: dict[str, deque[RequestOutput]] = {}
@@ -82,17 +90,21 @@ class LLM:
             each = list(sampling_params)
         else:
             each = [sampling_params or self.default_sampling_params()] * len(many)
+        for params in each:
+            if not isinstance(params, SamplingParams):
+                raise InvalidRequestError(f"sampling_params must be SamplingParams, not {type(params).__name__}")
         requests = [
             self.engine.prepare(str(next(self._ids)), prompt, with_output_kind(params, "final"))
             for prompt, params in zip(many, each, strict=True)
         ]
         order = [request.request_id for request in requests]
-        try:
-            for request in requests:
-                self._submit(request)
-            return self._run(order, use_tqdm and sys.stderr.isatty())
-        finally:
-            self._close(order)
+        with self._lock:
+            try:
+                for request in requests:
+                    self._submit(request)
+                return self._run(order, use_tqdm and sys.stderr.isatty())
+            finally:
+                self._close(order)
 
     def chat(
         self,
@@ -126,11 +138,13 @@ class LLM:
         params = with_output_kind(sampling_params or self.default_sampling_params(), "delta")
         request = self.engine.prepare(str(next(self._ids)), prompt, params)
         try:
-            self._submit(request)
+            with self._lock:
+                self._submit(request)
             arrived = self._arrived[request.request_id]
             while arrived or not request.finished:
-                if not arrived:
-                    self._step()
+                with self._lock:
+                    if not arrived and not request.finished:
+                        self._step()
                 while arrived:
                     yield arrived.popleft()
         finally:
@@ -172,12 +186,16 @@ class LLM:
 
     def _close(self, order: list[str]) -> None:
         """Forget requests, and end those that still run."""
-        for request_id in order:
-            self.engine.abort(request_id)
-            self._arrived.pop(request_id, None)
+        with self._lock:
+            for request_id in order:
+                self.engine.abort(request_id)
+                self._arrived.pop(request_id, None)
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
     """One prompt (text, dict or token ids) or many, as many."""
-    one = isinstance(prompts, str | Mapping) or (isinstance(prompts, list) and prompts and type(prompts[0]) is int)
-    return [prompts] if one else list(prompts)
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if not isinstance(prompts, list | tuple):
+        raise InvalidRequestError(f"prompts are text, token ids or a list of them, not {type(prompts).__name__}")
+    return [list(prompts)] if prompts and type(prompts[0]) is int else list(prompts)

@@ -43,7 +43,8 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
         top_k: keep this many likeliest tokens; 0 or -1 keeps all.
         min_p: drop tokens below this fraction of the likeliest token's probability, in [0, 1].
-        repetition_penalty: divides (positive) or multiplies (negative) logits of tokens in prompt or output.
+        repetition_penalty: divides (positive) or multiplies (negative) logits of tokens in prompt or output;
+            in [0.01, 100].
         presence_penalty: subtracted once from tokens that stand in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
         logit_bias: token id to addend, each in [-100, 100].
@@ -99,7 +100,7 @@ class SamplingParams:
         _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _integer("top_k", self.top_k, -1, 2**31)
         _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.seed is not None:

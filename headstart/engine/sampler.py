@@ -89,12 +89,21 @@ class Sampler:
             if params.logit_bias:
                 ids = torch.tensor(list(params.logit_bias), device=logits.device)
                 logits[row, ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
-            if sequence.num_output < params.min_tokens:
-                logits[row, self.eos_ids + (params.stop_token_ids or [])] = -torch.inf
         bound = [(row, s.matcher) for row, s in enumerate(sequences) if s.matcher is not None]
         if bound:
             apply_bitmask_(logits, [row for row, _ in bound], allowed_bitmask([matcher for _, matcher in bound]))
+        for row, sequence in enumerate(sequences):
+            if sequence.num_output < sequence.params.min_tokens:
+                self._forbid_the_end(logits[row], sequence)
         return logits
+
+    def _forbid_the_end(self, row: Tensor, sequence: Sequence) -> None:
+        """Forbid in `row [V]` what would end the output, unless nothing else is allowed."""
+        ends = torch.tensor(self.eos_ids + (sequence.params.stop_token_ids or []), dtype=torch.int64, device=row.device)
+        before = row[ends]
+        row[ends] = -torch.inf
+        if not bool((row > -torch.inf).any()):
+            row[ends] = before
 
     def _penalize(self, row: Tensor, sequence: Sequence) -> None:
         """Repetition (prompt and output), presence and frequency (output) penalties on `row [V]`, in place."""
@@ -174,7 +183,8 @@ def _invert(weights: Tensor, points: Tensor) -> Tensor:
     index = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
     # The product can round up to the total itself: then the first entry that reaches the total is meant.
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-    return torch.minimum(index, last).squeeze(1)
+    # A row without numbers, from a model that overflows, still gives a token that exists.
+    return torch.minimum(index, last).clamp_(max=weights.shape[1] - 1).squeeze(1)
 
 
 def _draw_among_likeliest(probabilities: Tensor, points: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:

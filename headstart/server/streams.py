@@ -1,6 +1,7 @@
 """Async plumbing: work that ends with its client, several streams as one, and server-sent events."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
@@ -14,6 +15,8 @@ from headstart.server.errors import ClientGone, api_error, unavailable
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
+# How long a stream that ends early waits for its client to take the reason.
+FAREWELL_SECONDS = 1.0
 
 
 async def unless_gone(receive: Receive, closing: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
@@ -135,12 +138,16 @@ class EventStream(Response):
         except ClientGone:
             return
         except Exception as error:
-            await _send(send, event(api_error(error).body()) + DONE)
+            # A client that has stopped reading must not hold up the shutdown.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_send(send, event(api_error(error).body()) + DONE), FAREWELL_SECONDS)
         finally:
             # Closing `events` does not reach the source if nothing was ever read from it.
             await self.events.aclose()
             await self.source.aclose()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        with contextlib.suppress(TimeoutError):
+            last = {"type": "http.response.body", "body": b"", "more_body": False}
+            await asyncio.wait_for(send(last), FAREWELL_SECONDS)
 
     async def _pump(self, send: Send) -> None:
         async for data in self.events:

@@ -237,3 +237,11 @@ def test_caller_messages_are_left_alone(tmp_path: Path) -> None:
     before = json.dumps(messages)
     with_template(tmp_path, CHATML).apply_chat_template(messages, tools=TOOLS)
     assert json.dumps(messages) == before
+
+
+def test_variables_may_have_any_name(tmp_path: Path) -> None:
+    """Names that Python's own arguments bear are variables like all others."""
+    tokenizer = with_template(tmp_path, "{{ self_name }}{{ messages[0].content }}")
+    variables = {"self": 1, "self_name": "x"}
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], **variables)
+    assert prompt == "xhi"

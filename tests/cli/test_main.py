@@ -101,3 +101,27 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         process.wait(timeout=60)
     assert process.returncode == 1
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code"),
+    [("> /dev/full", 2), (">&-", 0), ("<&-", 0)],
+)
+def test_streams_that_are_full_or_closed_give_no_traceback(redirect: str, code: int) -> None:
+    command = " ".join([*COMMAND, "generate", "Once", "--max-tokens", "3", redirect])
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert "Traceback" not in ran.stderr
+    assert ran.returncode == code
+
+
+def test_a_terminal_without_unicode_shows_question_marks() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    arguments = [*COMMAND, "generate", "caf\u00e9 \U0001f600", "b", "--max-tokens", "3"]
+    ran = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert (ran.returncode, "Traceback" in ran.stderr) == (0, False)
+
+
+def test_bytes_that_are_no_text_get_a_sentence() -> None:
+    ran = subprocess.run([*COMMAND, "generate", "--max-tokens", "3"], capture_output=True, input=b"a\xffb\n")
+    assert ran.returncode == 2
+    assert b"Traceback" not in ran.stderr

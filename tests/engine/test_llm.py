@@ -1,6 +1,7 @@
 """The offline API: forms of prompts, log-probabilities, several outputs, chat, structured outputs."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from headstart import LLM, SamplingParams
 from headstart.engine.params import StructuredOutputs
-from headstart.errors import InvalidRequestError
+from headstart.errors import HeadstartError, InvalidRequestError
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +155,46 @@ def test_a_methods_budget_holds_unless_the_user_names_one(stories):
     assert LLM(stories, use="sarathi-serve:chunk=2048").engine.planner.max_num_batched_tokens == 2048
     named = LLM(stories, use="sarathi-serve:chunk=2048", max_num_batched_tokens=64)
     assert named.engine.planner.max_num_batched_tokens == 64
+
+
+def test_what_would_break_a_draw_ends_in_a_token(llm):
+    """Forbidding every token, and penalties at their bounds, still give tokens; the engine goes on."""
+    every = list(range(llm.engine.vocab_size))
+    for extra in ({"temperature": 0.0}, {"temperature": 1e-5}, {"top_p": 0.9}, {"logprobs": 1}):
+        for wild in (
+            {"min_tokens": 5, "stop_token_ids": every},
+            {"repetition_penalty": 0.01},
+            {"repetition_penalty": 100.0},
+        ):
+            output = llm.generate("Once upon a time", SamplingParams(max_tokens=12, **(extra | wild)))[0].outputs[0]
+            assert output.token_ids
+    bound = StructuredOutputs(regex="a{5}")
+    letters = [token for token in every if set(llm.tokenizer.decode([token]).strip()) == {"a"}]
+    params = SamplingParams(max_tokens=20, min_tokens=6, stop_token_ids=letters, structured_outputs=bound)
+    assert llm.generate("Once", params)[0].outputs[0].text == "aaaaa"
+
+
+def test_threads_take_turns(llm):
+    """Two threads that call one LLM get their own answers."""
+    greedy = SamplingParams(max_tokens=30, temperature=0)
+    prompts = ["Once upon", "Lily and Tom", "One day", "The big dog"]
+    want = [llm.generate(prompt, greedy)[0].outputs[0].text for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            got = pool.map(lambda prompt: llm.generate(prompt, greedy)[0].outputs[0].text, prompts)
+            assert list(got) == want
+    llm.engine.store.check()
+
+
+def test_wrong_types_get_a_sentence(llm):
+    """What is no prompt, no parameters and no setting is refused by name."""
+    for prompts, params, sentence in [
+        (None, None, "NoneType"),
+        (5, None, "int"),
+        (["a"], {"max_tokens": 3}, "SamplingParams, not dict"),
+        ("a\udcffb", None, "not valid Unicode"),
+    ]:
+        with pytest.raises(InvalidRequestError, match=sentence):
+            llm.generate(prompts, params)
+    with pytest.raises(HeadstartError, match="no setting 'max_seqs'; did you mean 'max_num_seqs'"):
+        LLM(max_seqs=1)

@@ -21,6 +21,7 @@ BAD = [
     ({"n": 0}, "n"),
     ({"n": 3, "best_of": 2}, "best_of"),
     ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ({"repetition_penalty": 1e39}, "repetition_penalty"),
     ({"presence_penalty": 3.0}, "presence_penalty"),
     ({"frequency_penalty": -2.5}, "frequency_penalty"),
     ({"logit_bias": {"x": 1}}, "logit_bias"),
