@@ -1,5 +1,6 @@
 """One side of a benchmark in a process of its own, that loads once and then measures what it is told to."""
 
+import contextlib
 import json
 import os
 import resource
@@ -58,11 +59,10 @@ class SideProcess:
             BenchmarkError: the side failed or died.
         """
         assert self._process.stdin is not None
-        try:
+        # If the side is gone, the missing answer below says so, with the log.
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"call": name, "arguments": arguments}) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the missing answer below says so, with the log
         return self._answer(name)
 
     def _answer(self, task: str) -> dict[str, Any]:
