@@ -5,10 +5,18 @@ from headstart.engine.seams import Scheduler
 from headstart.methods.registry import method
 
 
-@method("prefill-first", stage="schedule", paper=None)
+@method(
+    "prefill-first",
+    stage="schedule",
+    paper=None,
+    when_not="For answers that people watch while other prompts arrive: every new prompt stops them.",
+    composes="Any method that leaves the scheduler alone.",
+    conflicts="Another scheduler.",
+)
 class PrefillFirst(Scheduler):
-    """Runs waiting prompts whole, as many as the budget admits, and lets running answers wait meanwhile. Gives the
-    best time to first token and the worst gaps between tokens; the baseline of the chunking schedulers.
+    """Runs waiting prompts whole, as many as the step's budget and the memory admit. Running answers wait meanwhile.
+    A new prompt gets its first token soon, and all others pay with a gap. It is the baseline that the chunking
+    schedulers are measured against.
     """
 
     def schedule(self, step: StepPlanner) -> None:

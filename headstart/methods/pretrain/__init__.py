@@ -1,0 +1,1 @@
+"""Methods for training from scratch, and for training on."""
