@@ -17,15 +17,18 @@ class Usage:
         self._prompts: dict[int, tuple[int, int]] = {}
         self._completion = 0
         self._exact = True
+        self._queue = 0.0
 
     def add(self, job: int, output: RequestOutput) -> None:
         """Count an output of the `job`-th prompt."""
         self._prompts[job] = (len(output.prompt_token_ids), output.num_cached_tokens)
         self._completion += sum(len(choice.token_ids) for choice in output.outputs)
         self._exact &= output.exact
+        self._queue = max(self._queue, output.metrics.time_in_queue or 0.0)
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's usage object, with `exact`: whether the methods in force keep the model's distribution."""
+        """OpenAI's usage object, with `exact`: whether the methods in force keep the model's distribution, and
+        `queue_time`: seconds from arrival to the first step, of the prompt that waited longest."""
         prompt = sum(tokens for tokens, _ in self._prompts.values())
         completion = 0 if self.hide_completion else self._completion
         return {
@@ -34,4 +37,5 @@ class Usage:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in self._prompts.values())},
             "exact": self._exact,
+            "queue_time": round(self._queue, 6),
         }

@@ -34,6 +34,7 @@ def test_the_same_answer_as_in_process_whole_and_streamed(server: Running, llm: 
     assert whole.usage.completion_tokens == len(expected.outputs[0].token_ids)
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     assert whole.usage.exact is True
+    assert whole.usage.queue_time >= 0
     chunks = list(create(server, **asked, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
