@@ -1,4 +1,4 @@
-"""Records of the corpus as documents: fact sheets as text, stories as conversations, and what the model says of itself."""
+"""Records of the corpus as documents: fact sheets as text, stories as conversations, and talk about nothing."""
 
 import random
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ _TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ("What can you do?", "How can you help me?", "What are you good at?", "Help", "What should I ask you?"),
         (
             "I can find facts in a long text, answer questions about a story, copy a passage, and tell stories.",
-            "Give me a text of up to thirty thousand words or so and ask what it says. I can also tell you a story.",
+            "Give me a text of up to thirty thousand words or so and ask what it says. I can also tell a story.",
         ),
     ),
     (
@@ -105,7 +105,9 @@ def talk(index: int, seed: int) -> TextDocument:
     """A short conversation about nothing in particular."""
     rng = random.Random(f"talk/{seed}/{index}")
     turns = rng.sample(_TALK, rng.randint(1, 3))
-    messages = [(role, rng.choice(part)) for pair in turns for role, part in zip(("user", "assistant"), pair)]
+    messages = [
+        (role, rng.choice(part)) for pair in turns for role, part in zip(("user", "assistant"), pair, strict=True)
+    ]
     return chat_document(messages, f"talk-{seed}-{index}", {"source": "conversations"})
 
 
