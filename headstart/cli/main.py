@@ -11,10 +11,15 @@ from rich.console import Console
 from headstart import __version__
 from headstart.cli.bench import app as bench
 from headstart.cli.chat import chat
+from headstart.cli.data import app as data
 from headstart.cli.demo import demo
+from headstart.cli.eval import evaluate
+from headstart.cli.export import export
 from headstart.cli.generate import generate
+from headstart.cli.ledger import app as ledger
 from headstart.cli.methods import methods
 from headstart.cli.serve import serve
+from headstart.cli.train import train
 from headstart.errors import HeadstartError
 
 app = typer.Typer(
@@ -31,7 +36,12 @@ app.command()(generate)
 app.command()(chat)
 app.command()(serve)
 app.command()(methods)
+app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
+app.add_typer(ledger, name="ledger")
+app.add_typer(data, name="data")
+app.command()(train)
+app.command()(export)
 
 
 def _print_version(wanted: bool) -> None:

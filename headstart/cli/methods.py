@@ -1,6 +1,7 @@
 """`headstart methods`: the catalogue of methods, or one card."""
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from itertools import groupby
@@ -288,7 +289,8 @@ def _commands(card: "MethodCard") -> list[str]:
 
 
 def _use(card: "MethodCard") -> str:
-    """How one may write the method: with every required option, or with the first as an example."""
-    shown = [o for o in card.options if o.required] or card.options[:1]
+    """How one may write the method: with every required option, or with one whose default is a word as an example."""
+    words = [o for o in card.options if re.fullmatch(r"[\w.+-]+", str(o.default))]
+    shown = [o for o in card.options if o.required] or words[:1]
     options = ",".join(f"{o.name}={o.name.upper() if o.required else o.default}" for o in shown)
     return f"{card.key}:{options}" if options else card.key

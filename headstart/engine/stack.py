@@ -30,7 +30,7 @@ class Stack:
     def __init__(self, use: Iterable[Any] = ()) -> None:
         from headstart.methods import registry
 
-        self.methods = [registry.build(item) if isinstance(item, str) else item for item in use]
+        self.methods = [registry.build(item, "inference") if isinstance(item, str) else item for item in use]
         self._filled: dict[str, Seam] = {}
         for item in self.methods:
             if not isinstance(item, Seam) or not hasattr(item, "card"):

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from headstart.evaluation import ledger
+from headstart.evaluation.compare_rounds import Reporter, busy_notes, duration, interleaved
 from headstart.evaluation.engine_plan import (
     Column,
     EngineBenchSettings,
@@ -23,13 +24,12 @@ from headstart.evaluation.engine_plan import (
     tasks,
 )
 from headstart.evaluation.ledger import LedgerEntry, Ratio, Row, check_key
-from headstart.evaluation.machine import MachinePeaks, describe_machine, measure_peaks
+from headstart.evaluation.machine import Effort, MachinePeaks, describe_machine, measure_peaks
 from headstart.evaluation.random_checkpoint import write_checkpoint, write_gguf
-from headstart.evaluation.sides import SideSettings, missing_packages
+from headstart.evaluation.sides import PEERS_INSTALL, SideSettings, missing_packages
 from headstart.evaluation.worker import SideProcess
 
 _AGREEMENT_PROMPTS = 16
-_BUSY = 0.05
 
 # The least times faster than Transformers in bfloat16 that this engine should be, on the default shape.
 _TARGETS = {
@@ -38,26 +38,6 @@ _TARGETS = {
     Task("decode", 2048, 32): 1.3,
     Task("serial", 128, 64, 32): 4.0,
 }
-
-
-class Reporter(Protocol):
-    """Hears how a run goes on."""
-
-    def say(self, text: str) -> None:
-        """A line for the user."""
-        ...
-
-    def begin(self, total: int) -> None:
-        """So many steps follow."""
-        ...
-
-    def step(self, description: str) -> None:
-        """The next step begins."""
-        ...
-
-    def done(self) -> None:
-        """All steps are done."""
-        ...
 
 
 class _Run:
@@ -117,18 +97,20 @@ class _Run:
             arguments = small.arguments(self._prompts(small, -1))
             answer = self.processes[column].call(small.operation, *arguments)
             expected += answer["seconds"] * task.growth_from_warm_up(settings.llama) * settings.repeats
-        self.reporter.say(f"the measurement will take about {_duration(expected)}")
+        self.reporter.say(f"the measurement will take about {duration(expected)}")
         for group in cells:
-            for round_ in range(settings.repeats):
-                for task, column in group:
-                    self.reporter.step(f"round {round_ + 1}, {task.name}: {column.name}")
-                    arguments = task.arguments(self._prompts(task, round_))
-                    answer = self.processes[column].call(task.operation, *arguments)
-                    self.answers[task, column].append(answer)
+            for round_, (task, column) in interleaved(group, settings.repeats):
+                self.reporter.step(f"round {round_ + 1}, {task.name}: {column.name}")
+                arguments = task.arguments(self._prompts(task, round_))
+                answer = self.processes[column].call(task.operation, *arguments)
+                self.answers[task, column].append(answer)
         self.reporter.done()
 
     def agreement(self) -> list[Row]:
-        """How often each side in float32 finds the next token that Transformers finds, on mixed lengths."""
+        """How often each side in float32 finds the next token that Transformers finds, on mixed lengths.
+
+        Ends the processes of the columns.
+        """
         sides = list(dict.fromkeys(column.side for column in self.columns))
         reference = "transformers" if "transformers" in sides else sides[0]
         draw = random.Random(f"{self.settings.seed} agreement")
@@ -138,10 +120,20 @@ class _Run:
             for _ in range(_AGREEMENT_PROMPTS)
         ]
         found: dict[str, list[tuple[int, float]]] = {}
-        for side in sides:
+
+        def ask(side: str, process: SideProcess) -> None:
             self.reporter.say(f"comparing next tokens in float32: {side}")
-            with SideProcess(self._side_settings(Column(side, "float32"))) as process:
-                found[side] = [process.call("next_token", prompt)["result"] for prompt in prompts]
+            found[side] = [process.call("next_token", prompt)["result"] for prompt in prompts]
+
+        for column, process in self.processes.items():
+            if column.dtype == "float32":
+                ask(column.side, process)
+            # Memory holds the columns, and not others beside them.
+            process.close()
+        for side in sides:
+            if side not in found:
+                with SideProcess(self._side_settings(Column(side, "float32"))) as process:
+                    ask(side, process)
         return [
             _agreement_row(f"{side} float32", reference, found[side], found[reference])
             for side in sides
@@ -217,13 +209,7 @@ class _Run:
             for row in agreement
             if row.median < 1
         ]
-        # The kernel counts time in ticks, too coarse for a short measurement.
-        long = [a for answers in self.answers.values() for a in answers if a["seconds"] > 1]
-        load = max((a["background_load"] for a in long), default=0.0)
-        if load > _BUSY:
-            found.append(
-                f"other processes used up to {load:.0%} of the cores during a measurement: the figures are disturbed"
-            )
+        found += busy_notes(answer for answers in self.answers.values() for answer in answers)
         return found
 
 
@@ -249,19 +235,13 @@ def _agreement_row(side: str, reference: str, found: list[tuple[int, float]], ex
     )
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
 def available(settings: EngineBenchSettings, reporter: Reporter) -> EngineBenchSettings:
     """The settings without the peers that are not installed, each named in a sentence."""
     sides = []
     for side in settings.sides:
         missing = missing_packages(side)
         if missing:
-            reporter.say(
-                f"{side} is skipped: {' and '.join(missing)} not installed; get it with: pip install -e '.[peers]'"
-            )
+            reporter.say(f"{side} is skipped: {' and '.join(missing)} not installed; get it with: {PEERS_INSTALL}")
         else:
             sides.append(side)
     return replace(settings, sides=tuple(sides))
@@ -292,8 +272,9 @@ def run_engine_bench(
     # Now, since the checkout may move on while the measurement runs.
     commit, dirty = ledger.code_version()
     settings = available(settings, reporter)
+    effort: Effort = "quick" if quick else "full"
     reporter.say("measuring the machine's peaks")
-    peaks = measure_peaks(settings.threads, quick=quick)
+    peaks = measure_peaks(settings.threads, effort)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headstart-bench-")))
         reporter.say(f"writing {settings.llama.params:,} random weights")
@@ -303,10 +284,10 @@ def run_engine_bench(
         versions = {"python": platform.python_version()}
         for process in run.processes.values():
             versions |= process.versions
-            process.close()
         agreement = run.agreement()
-    reporter.say("measuring the machine's peaks again")
-    peaks = peaks.best_of(measure_peaks(settings.threads, quick=quick))
+    if not quick:
+        reporter.say("measuring the machine's peaks again")
+        peaks = peaks.best_of(measure_peaks(settings.threads, effort))
     rows = run.rows(peaks)
     return LedgerEntry(
         kind="engine",

@@ -1,10 +1,11 @@
 """The ledger: one JSON file per measurement and machine, which the bench alone writes."""
 
+import json
 import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -22,10 +23,13 @@ from pydantic import (
 
 import headstart
 from headstart.errors import HeadstartError
+from headstart.evaluation.ledger_sources import file_digest
 from headstart.evaluation.machine import Machine, MachinePeaks
 
 SCHEMA_VERSION = 1
 
+Kind = Literal["engine", "method", "compare", "serve", "quality", "training"]
+Verdict = Literal["better", "same", "worse", "unknown"]
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
 
 
@@ -34,13 +38,21 @@ class LedgerError(HeadstartError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Row(_Strict):
     """One quantity of one side, over all repeats.
 
-    `details` holds further numbers by name, such as peak memory in bytes or the fraction of a machine peak.
+    Attributes:
+        name: the quantity, its setting included, such as "TTFT at 2,048".
+        side: what was measured.
+        values: one per repeat, in their order.
+        median: of the values.
+        spread: the lowest and the highest value.
+        details: further numbers by name, such as peak memory in bytes or the fraction of a machine peak.
+        metric: the quantity alone, where it was taken at several lengths.
+        length: tokens of context that it was taken at.
     """
 
     name: str
@@ -51,6 +63,8 @@ class Row(_Strict):
     spread: tuple[float, float]
     higher_is_better: bool
     details: dict[str, float] = {}
+    metric: str | None = None
+    length: int | None = None
 
     @classmethod
     def of(
@@ -62,6 +76,8 @@ class Row(_Strict):
         *,
         higher_is_better: bool,
         details: dict[str, float] | None = None,
+        metric: str | None = None,
+        length: int | None = None,
     ) -> Self:
         """A row with median and spread (lowest, highest) taken from the values."""
         return cls(
@@ -73,6 +89,8 @@ class Row(_Strict):
             spread=(min(values), max(values)),
             higher_is_better=higher_is_better,
             details=details or {},
+            metric=metric,
+            length=length,
         )
 
     @model_validator(mode="after")
@@ -120,15 +138,77 @@ class Ratio(_Strict):
         return None if self.target is None else self.value >= self.target
 
 
+class Crossover(_Strict):
+    """From which length on a side is better than another in one metric, beyond noise.
+
+    Attributes:
+        name: the metric.
+        side, against: who is compared with whom.
+        lengths: those measured, ascending.
+        verdicts: on the side at each of them.
+        length: the first from which the side is better there and at every longer one; None if it is not at the last.
+        monotone: the side never falls back as the length grows.
+    """
+
+    name: str
+    side: str
+    against: str
+    lengths: list[int] = Field(min_length=1)
+    verdicts: list[Verdict]
+    length: int | None
+    monotone: bool
+
+    @classmethod
+    def of(cls, name: str, side: str, against: str, verdicts: Mapping[int, Verdict]) -> Self:
+        """The crossover that verdicts by length show."""
+        lengths = sorted(verdicts)
+        found: list[Verdict] = [verdicts[length] for length in lengths]
+        length, monotone = _turn(lengths, found)
+        return cls(
+            name=name, side=side, against=against, lengths=lengths, verdicts=found, length=length, monotone=monotone
+        )
+
+    @model_validator(mode="after")
+    def _earned(self) -> Self:
+        if len(self.verdicts) != len(self.lengths) or sorted(set(self.lengths)) != self.lengths:
+            raise ValueError(f"the crossover in {self.name!r} needs one verdict for each of its ascending lengths")
+        if (self.length, self.monotone) != _turn(self.lengths, self.verdicts):
+            raise ValueError(f"the crossover in {self.name!r} is not that of its verdicts")
+        return self
+
+
+def _turn(lengths: Sequence[int], verdicts: Sequence[Verdict]) -> tuple[int | None, bool]:
+    """The first length of the unbroken run of "better" that reaches the last one, and whether no verdict falls."""
+    turn = None
+    for length, verdict in zip(reversed(lengths), reversed(verdicts), strict=True):
+        if verdict != "better":
+            break
+        turn = length
+    ranks = [("worse", "same", "better").index(verdict) for verdict in verdicts if verdict != "unknown"]
+    return turn, ranks == sorted(ranks)
+
+
 class LedgerEntry(_Strict):
     """What was measured, where, with what, and the command that measures it again.
 
-    `commit` is that of the checkout whose code ran, None outside of one; `dirty`: files had changed since.
+    Attributes:
+        kind: what sort of measurement it is.
+        key: its name; with the machine's, that of its file.
+        method: key of the method it is about, if it is about one.
+        model: what ran: a checkpoint's name, or the shape of a random one.
+        command: what measures it again.
+        commit: of the checkout whose code ran, None outside of one.
+        dirty: files had changed since the commit.
+        sources: digests of the source files of the methods that ran, by path from the package's parent.
+        crossovers: from which lengths on sides are better than others.
+        partial: why the run ended early; such an entry is shown and never written to the ledger.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    kind: Literal["engine", "method"]
+    kind: Kind
     key: Key
+    method: str | None = None
+    model: str | None = None
     command: str
     commit: str | None
     dirty: bool
@@ -138,14 +218,22 @@ class LedgerEntry(_Strict):
     versions: dict[str, str]
     seeds: list[int]
     settings: dict[str, JsonValue]
+    sources: dict[str, str] = {}
     rows: list[Row]
     ratios: list[Ratio] = []
+    crossovers: list[Crossover] = []
     notes: list[str] = []
+    partial: str | None = None
 
     @property
     def file_name(self) -> str:
         """Where the entry lies in a ledger directory: one file per key and machine."""
         return f"{self.key}-{self.machine.slug}.json"
+
+    @property
+    def stale(self) -> list[str]:
+        """The source files of its methods that have changed or gone since; with any, it shows other code."""
+        return [path for path, digest in self.sources.items() if file_digest(path) != digest]
 
 
 def default_directory() -> Path:
@@ -198,23 +286,50 @@ def write(entry: LedgerEntry, directory: Path) -> Path:
         directory: made if it is not there.
 
     Raises:
-        LedgerError: the directory cannot be written.
+        LedgerError: the run was cut short, the file there is of another schema, or the directory cannot be written.
     """
+    if entry.partial is not None:
+        raise LedgerError(f"a run that was cut short does not go into the ledger: {entry.partial}")
     target = directory / entry.file_name
+    if target.exists():
+        _refuse_other_schema(target)
+    write_whole(target, entry.model_dump_json(indent=2) + "\n")
+    return target
+
+
+def write_whole(target: Path, content: str | bytes) -> None:
+    """Write a file, making its directory; a reader never sees half of it.
+
+    Raises:
+        LedgerError: it cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=directory, prefix=f".{entry.key}-", suffix=".tmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-", suffix=".tmp")
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(entry.model_dump_json(indent=2) + "\n")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
             os.chmod(beside, 0o644)
             os.replace(beside, target)
         except BaseException:
             os.unlink(beside)
             raise
     except OSError as error:
-        raise LedgerError(f"the ledger entry could not be written to {target}: {error.strerror or error}") from error
-    return target
+        raise LedgerError(f"{target} could not be written: {error.strerror or error}") from error
+
+
+def _refuse_other_schema(path: Path) -> None:
+    """A file of another schema may hold what this program does not know: it is never written over."""
+    try:
+        version = json.loads(path.read_text())["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        version = None
+    if version != SCHEMA_VERSION:
+        raise LedgerError(
+            f"{path} is no ledger entry of schema {SCHEMA_VERSION} and is not written over; move it away, or name "
+            "another directory with --ledger"
+        )
 
 
 def read(path: Path) -> LedgerEntry:
@@ -238,16 +353,33 @@ def read(path: Path) -> LedgerEntry:
         ) from error
 
 
+def scan(directory: Path) -> tuple[list[LedgerEntry], list[LedgerError]]:
+    """Read a ledger directory: its entries in the order of the file names, and why other files are refused.
+
+    Raises:
+        LedgerError: there is no such directory.
+    """
+    if not directory.is_dir():
+        raise LedgerError(f"there is no ledger directory {directory}; a bench command makes one")
+    entries, refused = [], []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            entry = read(path)
+            if path.name != entry.file_name:
+                raise LedgerError(f"{path} holds the entry {entry.file_name!r}; give it that name, or measure again")
+            entries.append(entry)
+        except LedgerError as error:
+            refused.append(error)
+    return entries, refused
+
+
 def check(directory: Path) -> list[LedgerEntry]:
     """Read every entry of a ledger directory, in the order of the file names.
 
     Raises:
-        LedgerError: a file that `read` refuses, or one whose name is not that of its key and machine.
+        LedgerError: no directory, a file that `read` refuses, or one whose name is not that of its key and machine.
     """
-    entries = []
-    for path in sorted(directory.glob("*.json")):
-        entry = read(path)
-        if path.name != entry.file_name:
-            raise LedgerError(f"{path} holds the entry {entry.file_name!r}; give it that name, or measure again")
-        entries.append(entry)
+    entries, refused = scan(directory)
+    if refused:
+        raise refused[0]
     return entries

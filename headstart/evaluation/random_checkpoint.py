@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from headstart.errors import HeadstartError
 from headstart.evaluation.shape import LlamaShape
@@ -85,12 +88,20 @@ def _random_weights(shape: LlamaShape, seed: int, dtype: torch.dtype) -> dict[st
     return weights
 
 
+def write_tokenizer(directory: Path, vocab: int) -> None:
+    """Write a tokenizer of as many words as the vocabulary has ids (`t0`, `t1`, ...), for servers that need one."""
+    inner = Tokenizer(WordLevel({f"t{token}": token for token in range(vocab)}, unk_token="t0"))
+    inner.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    inner.save(str(directory / "tokenizer.json"))
+
+
 def write_gguf(path: Path, checkpoint: Path, shape: LlamaShape, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write the weights of a directory made by `write_checkpoint` as a GGUF file without a vocabulary.
+    """Write the weights of a plain Llama as a GGUF file without a vocabulary.
 
     Args:
         path: the file to write.
-        checkpoint: the Hugging Face directory.
+        checkpoint: the Hugging Face directory, with its weights in one file: one that `write_checkpoint` made, or a
+            real one without biases and with unscaled RoPE.
         shape: its sizes.
         dtype: of the matrices in the file, bfloat16 or float32; norms are float32, as llama.cpp wants them.
 
@@ -129,6 +140,8 @@ def _gguf_name(name: str) -> str:
         return "token_embd.weight"
     if name == "model.norm.weight":
         return "output_norm.weight"
+    if name == "lm_head.weight":
+        return "output.weight"
     layer, _, part = name.removeprefix("model.layers.").removesuffix(".weight").partition(".")
     return f"blk.{layer}.{_LAYER_TENSORS[part]}.weight"
 

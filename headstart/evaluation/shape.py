@@ -1,6 +1,9 @@
 """The shape of a Llama, and what one prefill or one decode step of it costs in FLOPs and bytes."""
 
 from dataclasses import dataclass
+from typing import Self
+
+from headstart.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,27 @@ class LlamaShape:
     rope_theta: float = 1_000_000.0
     norm_eps: float = 1e-6
     init_std: float = 0.02
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Self | None:
+        """The sizes that a dense model's costs follow from; None for experts and sliding windows, which cost less.
+
+        An output layer of its own costs what the tied one does: it is read in full, the embedding row by row.
+        """
+        if config.moe is not None or any(config.windows):
+            return None
+        return cls(
+            hidden=config.hidden_size,
+            layers=config.num_layers,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            ffn=config.intermediate_size,
+            vocab=config.vocab_size,
+            max_positions=config.max_extended_position,
+            rope_theta=config.ropes["full_attention"].theta,
+            norm_eps=config.rms_eps,
+        )
 
     @property
     def layer_matmul_params(self) -> int:

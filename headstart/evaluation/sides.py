@@ -1,17 +1,16 @@
-"""The sides of the engine benchmark: this engine and its peers, each behind the same four measurements."""
+"""The sides of a benchmark: this engine and its peers, each behind the same measurements."""
 
-import ctypes
-import logging
+import pkgutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
 
-from headstart.errors import HeadstartError
+from headstart.errors import HeadstartError, did_you_mean
 
 
 class BenchmarkError(HeadstartError):
@@ -31,6 +30,8 @@ class SideSettings:
         max_concurrent_length: the same of the requests that run at once.
         max_sequences: requests at once.
         engine_options: further arguments of `headstart.LLM`; peers have none.
+        device: "cpu", "cuda" or "cuda:N".
+        tokenizer: load the checkpoint's tokenizer too, which quality tasks need.
     """
 
     side: str
@@ -41,6 +42,8 @@ class SideSettings:
     max_concurrent_length: int
     max_sequences: int
     engine_options: dict[str, Any]
+    device: str = "cpu"
+    tokenizer: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A dict that JSON can hold and `SideSettings(**it)` reads."""
@@ -53,6 +56,27 @@ class Measured:
 
     value: float
     token_ids: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request that runs alone, with an empty cache.
+
+    Attributes:
+        ttft: seconds from the request to its first token.
+        decode_rate: tokens per second after the first.
+        token_ids: the greedy output.
+        kv_bytes: bytes of keys and values held at most; None where a side does not tell.
+        kept: share of the prompt's keys that were still held when it had been read; None as above.
+        device_peak: highest number of bytes of the accelerator's allocator; None on a CPU.
+    """
+
+    ttft: float
+    decode_rate: float
+    token_ids: list[int]
+    kv_bytes: int | None = None
+    kept: float | None = None
+    device_peak: int | None = None
 
 
 class Side(Protocol):
@@ -70,6 +94,10 @@ class Side(Protocol):
         """Tokens per second over `tokens` tokens that follow the prompt's first output token."""
         ...
 
+    def answer(self, prompt: list[int], tokens: int) -> Answer:
+        """Both at once, and the memory: a prompt and `tokens` tokens that follow the first output token."""
+        ...
+
     def concurrent(self, prompts: list[list[int]], tokens: int) -> Measured:
         """Seconds to answer all prompts, that arrive together, with `tokens` tokens each."""
         ...
@@ -83,17 +111,31 @@ class Side(Protocol):
         ...
 
 
+@contextmanager
+def device_peak(device: str) -> Iterator[list[int]]:
+    """Fills the list with the highest number of bytes that the allocator held within the block; empty on a CPU."""
+    found: list[int] = []
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    yield found
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        found.append(torch.cuda.max_memory_allocated(device))
+
+
 class HeadstartSide:
     """This engine through its offline API."""
 
     def __init__(self, settings: SideSettings) -> None:
         from headstart import LLM
 
+        self.device = settings.device
         self.llm = LLM(
             settings.checkpoint,
             dtype=settings.dtype,
-            device="cpu",
-            skip_tokenizer_init=True,
+            device=settings.device,
+            skip_tokenizer_init=not settings.tokenizer,
             max_model_len=settings.max_length,
             max_num_seqs=settings.max_sequences,
             enable_prefix_caching=False,
@@ -107,11 +149,7 @@ class HeadstartSide:
         return {"headstart": headstart.__version__, "torch": torch.__version__}
 
     def _generate(self, prompts: list[list[int]], tokens: int, logprobs: int | None = None) -> list[Any]:
-        from headstart import SamplingParams
-
-        params = SamplingParams(
-            max_tokens=tokens, temperature=0.0, ignore_eos=True, detokenize=False, logprobs=logprobs
-        )
+        params = _greedy_params(tokens, logprobs)
         return self.llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
 
     def prefill(self, prompt: list[int]) -> Measured:
@@ -122,6 +160,35 @@ class HeadstartSide:
         metrics = output.metrics
         return Measured(tokens / (metrics.last_token_time - metrics.first_token_time), [output.outputs[0].token_ids])
 
+    def answer(self, prompt: list[int], tokens: int) -> Answer:
+        """Steps the engine itself, so as to look at the cache between the steps."""
+        engine, store = self.llm.engine, self.llm.engine.store
+        with device_peak(self.device) as peak:
+            start = time.perf_counter()
+            request = engine.prepare("answer", prompt, _greedy_params(tokens + 1))
+            engine.submit(request)
+            (sequence,) = request.sequences
+            first, begun, kept, held = 0.0, 0, 1.0, 0
+            while engine.has_work:
+                engine.step()
+                held = max(held, store.num_pages - store.num_free)
+                if not first and sequence.num_output:
+                    first, begun = time.perf_counter(), sequence.num_output
+                    kept = sequence.kv_length / max(1, sequence.num_computed)
+            end = time.perf_counter()
+        rate = (sequence.num_output - begun) / (end - first)
+        return Answer(first - start, rate, sequence.output_ids, held * self._page_bytes(), kept, *peak)
+
+    def _page_bytes(self) -> int:
+        """Keys and values of one page in all layers that have their own."""
+        from headstart.engine.seams import KVLayout
+
+        engine = self.llm.engine
+        decoder = engine.checkpoint.decoder
+        layers = engine.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
+        own = (2 * kv.num_kv_heads * kv.head_dim * kv.dtype.itemsize for kv in layers if kv.alias_of is None)
+        return sum(own) * engine.store.page_size
+
     def concurrent(self, prompts: list[list[int]], tokens: int) -> Measured:
         start = time.perf_counter()
         outputs = self._generate(prompts, tokens)
@@ -129,7 +196,7 @@ class HeadstartSide:
         return Measured(seconds, [o.outputs[0].token_ids for o in outputs])
 
     def serial(self, prompts: list[list[int]], tokens: int) -> Measured:
-        return _one_by_one(self, prompts, tokens)
+        return one_by_one(self, prompts, tokens)
 
     def next_token(self, prompt: list[int]) -> tuple[int, float]:
         (output,) = self._generate([prompt], 1, logprobs=1)
@@ -137,179 +204,60 @@ class HeadstartSide:
         token = completion.token_ids[0]
         return token, completion.logprobs[0][token].logprob
 
+    def attended(self, prompt: list[int]) -> float | None:
+        """Share of the causal query-key pairs of a prompt that its selector looks at; None without a selector."""
+        from headstart.evaluation.method_bench_observe import attended_share
 
-class TransformersSide:
-    """Transformers with SDPA in a bare loop over its model, free of what `generate` does per token."""
+        return attended_share(self.llm.engine, prompt)
 
-    def __init__(self, settings: SideSettings) -> None:
-        from transformers import AutoModelForCausalLM
+    def divergence(self, prompt: list[int], continuation: list[int]) -> dict[str, float]:
+        """How far the methods in force move the next-token distributions, in nats and percent of the tokens."""
+        from headstart.evaluation.quality_divergence import divergence, exact_twin, forced_logits
 
-        self.model = AutoModelForCausalLM.from_pretrained(
-            settings.checkpoint, dtype=getattr(torch, settings.dtype), attn_implementation="sdpa"
-        ).eval()
+        exact = forced_logits(exact_twin(self.llm.engine), prompt, continuation)
+        found = divergence(exact, forced_logits(self.llm.engine, prompt, continuation))
+        return {"kl": found.mean_kl, "top1": found.top1, "first_kl": found.kl[0], "max_kl": max(found.kl)}
 
-    def versions(self) -> dict[str, str]:
-        return {"transformers": version("transformers"), "torch": torch.__version__}
+    def scores(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
+        """Quality tasks, as `QualitySettings` takes them, answered by this engine."""
+        from headstart.evaluation.compare_quality import score_tasks
 
-    def _step(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits `[B, V]` after the tokens `[B, T]`; the cache grows by them."""
-        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-
-    @torch.inference_mode()
-    def _greedy(self, prompts: list[list[int]], tokens: int) -> tuple[torch.Tensor, float]:
-        """Greedy tokens `[B, tokens]` of prompts of one length, and the time of the first token."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.model.config)
-        ids = self._step(torch.tensor(prompts), cache).argmax(-1, keepdim=True)
-        first_token = time.perf_counter()
-        found = [ids]
-        for _ in range(tokens - 1):
-            ids = self._step(ids, cache).argmax(-1, keepdim=True)
-            found.append(ids)
-        return torch.cat(found, dim=1), first_token
-
-    def prefill(self, prompt: list[int]) -> Measured:
-        return self.concurrent([prompt], 1)
-
-    def decode(self, prompt: list[int], tokens: int) -> Measured:
-        ids, first_token = self._greedy([prompt], tokens + 1)
-        return Measured(tokens / (time.perf_counter() - first_token), ids.tolist())
-
-    def concurrent(self, prompts: list[list[int]], tokens: int) -> Measured:
-        start = time.perf_counter()
-        ids, _ = self._greedy(prompts, tokens)
-        return Measured(time.perf_counter() - start, ids.tolist())
-
-    def serial(self, prompts: list[list[int]], tokens: int) -> Measured:
-        return _one_by_one(self, prompts, tokens)
-
-    @torch.inference_mode()
-    def next_token(self, prompt: list[int]) -> tuple[int, float]:
-        logits = self.model(torch.tensor([prompt]), use_cache=False, logits_to_keep=1).logits[0, -1]
-        logprob, token = logits.float().log_softmax(-1).max(-1)
-        return int(token), float(logprob)
+        return score_tasks(self.llm, settings)
 
 
-class LlamaCppSide:
-    """llama.cpp through the C functions of llama-cpp-python, with its own batching over sequences."""
+def _greedy_params(tokens: int, logprobs: int | None = None) -> Any:
+    from headstart import SamplingParams
 
-    def __init__(self, settings: SideSettings) -> None:
-        import llama_cpp  # pyright: ignore[reportMissingImports]
-
-        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-        self.api: Any = llama_cpp
-        self.settings = settings
-        params = self.api.llama_model_default_params()
-        params.n_gpu_layers = 0
-        self.model = self.api.llama_model_load_from_file(settings.checkpoint.encode(), params)
-        if not self.model:
-            raise BenchmarkError(f"llama.cpp could not load {settings.checkpoint}")
-        self.vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
-        self.chunk = self.api.llama_context_default_params().n_batch
-        self.batch = self.api.llama_batch_init(self.chunk, 0, 1)
-        self.contexts: dict[int, Any] = {}
-
-    def versions(self) -> dict[str, str]:
-        return {"llama-cpp-python": version("llama-cpp-python")}
-
-    def _context(self, sequences: int) -> Any:
-        """An emptied context for so many sequences, each with its own cache; made on first use and kept."""
-        if sequences not in self.contexts:
-            params = self.api.llama_context_default_params()
-            length = self.settings.max_length if sequences == 1 else self.settings.max_concurrent_length
-            params.n_ctx = length * sequences
-            params.n_seq_max = sequences
-            params.n_threads = params.n_threads_batch = self.settings.threads
-            if self.settings.dtype == "float32":
-                # By default cache and flash attention compute in float16, good to three digits only.
-                params.type_k = params.type_v = self.api.GGML_TYPE_F32
-                params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            context = self.api.llama_init_from_model(self.model, params)
-            if not context:
-                raise BenchmarkError(f"llama.cpp could not make a context of {params.n_ctx} tokens")
-            self.contexts[sequences] = context
-        context = self.contexts[sequences]
-        self.api.llama_memory_clear(self.api.llama_get_memory(context), False)
-        return context
-
-    def _run(self, context: Any, rows: list[tuple[int, int, int, bool]]) -> Iterator[torch.Tensor]:
-        """Run rows (token, position, sequence, wanted) and yield the logits `[V]` of the wanted ones.
-
-        The logits lie in llama.cpp's memory and hold until the iterator is asked for the next.
-        """
-        batch = self.batch
-        for start in range(0, len(rows), self.chunk):
-            part = rows[start : start + self.chunk]
-            batch.n_tokens = len(part)
-            for i, row in enumerate(part):
-                batch.token[i], batch.pos[i], batch.seq_id[i][0], batch.logits[i] = row
-                batch.n_seq_id[i] = 1
-            if self.api.llama_decode(context, batch) != 0:
-                raise BenchmarkError(f"llama.cpp refused a batch of {len(part)} tokens")
-            for i, row in enumerate(part):
-                if row[3]:
-                    yield self._logits(context, i)
-
-    def _logits(self, context: Any, row: int) -> torch.Tensor:
-        """Logits `[V]` of a row of the last batch."""
-        address = ctypes.addressof(self.api.llama_get_logits_ith(context, row).contents)
-        return torch.frombuffer((ctypes.c_float * self.vocab).from_address(address), dtype=torch.float32)
-
-    def _greedy(self, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], float]:
-        """Greedy tokens per prompt, all prompts batched, and the time of the first tokens."""
-        context = self._context(len(prompts))
-        found = [[int(logits.argmax())] for logits in self._run(context, _prompt_rows(prompts))]
-        first_token = time.perf_counter()
-        for step in range(tokens - 1):
-            rows = [(found[s][-1], len(p) + step, s, True) for s, p in enumerate(prompts)]
-            for output, logits in zip(found, self._run(context, rows), strict=True):
-                output.append(int(logits.argmax()))
-        return found, first_token
-
-    def prefill(self, prompt: list[int]) -> Measured:
-        return self.concurrent([prompt], 1)
-
-    def decode(self, prompt: list[int], tokens: int) -> Measured:
-        found, first_token = self._greedy([prompt], tokens + 1)
-        return Measured(tokens / (time.perf_counter() - first_token), found)
-
-    def concurrent(self, prompts: list[list[int]], tokens: int) -> Measured:
-        start = time.perf_counter()
-        found, _ = self._greedy(prompts, tokens)
-        return Measured(time.perf_counter() - start, found)
-
-    def serial(self, prompts: list[list[int]], tokens: int) -> Measured:
-        return _one_by_one(self, prompts, tokens)
-
-    def next_token(self, prompt: list[int]) -> tuple[int, float]:
-        (logits,) = self._run(self._context(1), _prompt_rows([prompt]))
-        logprob, token = logits.log_softmax(-1).max(-1)
-        return int(token), float(logprob)
+    return SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, detokenize=False, logprobs=logprobs)
 
 
-def _prompt_rows(prompts: list[list[int]]) -> list[tuple[int, int, int, bool]]:
-    """Rows (token, position, sequence, wanted) of prompts; logits are wanted of the last token of each."""
-    return [
-        (token, position, sequence, position == len(prompt) - 1)
-        for sequence, prompt in enumerate(prompts)
-        for position, token in enumerate(prompt)
-    ]
-
-
-def _one_by_one(side: Side, prompts: list[list[int]], tokens: int) -> Measured:
+def one_by_one(side: Side, prompts: list[list[int]], tokens: int) -> Measured:
     """Seconds for all prompts, each alone and after the one before it."""
     start = time.perf_counter()
     found = [side.concurrent([prompt], tokens).token_ids[0] for prompt in prompts]
     return Measured(time.perf_counter() - start, found)
 
 
-SIDES: dict[str, type] = {
-    "headstart": HeadstartSide,
-    "transformers": TransformersSide,
-    "llama.cpp": LlamaCppSide,
+SIDES = {
+    "headstart": "headstart.evaluation.sides:HeadstartSide",
+    "transformers": "headstart.evaluation.compare_peers:TransformersSide",
+    "llama.cpp": "headstart.evaluation.compare_peers:LlamaCppSide",
 }
+"""Every side with where its class stands, which is imported in the process that runs it."""
+
+PEERS_INSTALL = "pip install -e '.[peers]'"
 _PACKAGES = {"transformers": ["transformers"], "llama.cpp": ["llama_cpp", "gguf"]}
+
+
+def load_side(settings: SideSettings) -> Side:
+    """Load the model into the side that the settings name.
+
+    Raises:
+        BenchmarkError: there is no such side.
+    """
+    if settings.side not in SIDES:
+        raise BenchmarkError(f"unknown side {settings.side!r}{did_you_mean(settings.side, SIDES)}")
+    return pkgutil.resolve_name(SIDES[settings.side])(settings)
 
 
 def missing_packages(side: str) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 
 from headstart.errors import HeadstartError
 from headstart.evaluation.machine import thread_environment
-from headstart.evaluation.sides import SIDES, BenchmarkError, SideSettings
+from headstart.evaluation.sides import BenchmarkError, SideSettings, load_side
 
 
 class SideProcess:
@@ -41,6 +41,8 @@ class SideProcess:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            # Ctrl-C is for the parent, which ends the side when it is done with it.
+            start_new_session=True,
         )
         try:
             self.versions: dict[str, str] = self._answer("loading")["result"]
@@ -169,7 +171,7 @@ def _serve(settings: SideSettings) -> None:
 
     def load() -> dict[str, Any]:
         nonlocal side
-        side = SIDES[settings.side](settings)
+        side = load_side(settings)
         return {"result": side.versions()}
 
     if not answer(load):

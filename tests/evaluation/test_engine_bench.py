@@ -1,32 +1,15 @@
-"""The engine benchmark: what it plans, what it refuses, and the whole command on a tiny shape."""
+"""The engine benchmark: what it plans, what it refuses, and the processes that it measures."""
 
-import json
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from headstart.evaluation import ledger
 from headstart.evaluation.engine_plan import EngineBenchSettings, Task, applies, columns, tasks
 from headstart.evaluation.machine import MachinePeaks
 from headstart.evaluation.random_checkpoint import write_checkpoint
 from headstart.evaluation.shape import SHAPES
 from headstart.evaluation.sides import BenchmarkError, SideSettings
 from headstart.evaluation.worker import SideProcess
-
-PEERS = [
-    side
-    for side, needs in {"transformers": ["transformers"], "llama.cpp": ["llama_cpp", "gguf"]}.items()
-    if all(find_spec(name) for name in needs)
-]
-
-
-def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "headstart.cli.main", "bench", "engine", *arguments], capture_output=True, text=True
-    )
 
 
 def _worker_settings(checkpoint: Path) -> SideSettings:
@@ -100,14 +83,6 @@ def test_settings_that_cannot_be_measured(changes: dict, words: str) -> None:
         EngineBenchSettings(threads=1, **changes)
 
 
-def test_command_refuses_before_it_measures(tmp_path: Path) -> None:
-    for arguments in (["--side", "vllm"], ["--quick", "--key", "A B", "--ledger", str(tmp_path / "l")]):
-        result = _command(*arguments)
-        assert result.returncode == 2, result.stderr
-        assert "Traceback" not in result.stderr
-    assert not (tmp_path / "l").exists()
-
-
 def test_worker_answers_and_reports_its_memory(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, SHAPES["tiny"], seed=0)
     with SideProcess(_worker_settings(tmp_path)) as worker:
@@ -135,32 +110,3 @@ def test_worker_that_cannot_load_or_dies(tmp_path: Path) -> None:
         worker._process.kill()
         with pytest.raises(BenchmarkError, match="ended with exit code -9 during prefill"):
             worker.call("prefill", [5])
-
-
-def test_whole_command(tmp_path: Path) -> None:
-    result = _command("--quick", "--threads", "1", "--repeats", "2", "--json", "--ledger", str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    (entry,) = ledger.check(tmp_path)
-    assert entry == ledger.LedgerEntry.model_validate_json(result.stdout)
-    assert entry.key == "engine-quick" and entry.peaks is not None and entry.peaks.threads == 1
-    assert json.loads(result.stdout)["settings"]["shape"] == "tiny"
-
-    rows = {(row.name, row.side): row for row in entry.rows}
-    for name in ("prefill 128", "prefill 256", "decode at 128", "8 requests together"):
-        for side in ("headstart", *PEERS):
-            row = rows[name, f"{side} bfloat16"]
-            assert len(row.values) == 2 and row.spread[0] > 0
-            assert row.details["peak_rss_bytes"] > 1 << 20
-    for ratio in entry.ratios:
-        assert ratio.side == "headstart bfloat16" and ratio.value > 0 and ratio.target is None
-    assert {ratio.against.split()[0] for ratio in entry.ratios} == set(PEERS)
-    for peer in PEERS:
-        assert peer in entry.versions or peer == "llama.cpp"
-
-    # In float32 all sides must compute the same thing.
-    agreements = [row for row in entry.rows if row.name.startswith("next tokens equal")]
-    assert len(agreements) == len(PEERS)
-    for row in agreements:
-        assert row.values == [1.0]
-        assert row.details["max_logprob_difference"] < 1e-3
-    assert "will take about" in result.stderr

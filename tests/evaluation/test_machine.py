@@ -34,7 +34,7 @@ def test_slug_names_a_file(machine: Machine, slug: str) -> None:
 
 
 def test_peaks_are_measured_in_both_dtypes() -> None:
-    peaks = measure_peaks(1, quick=True)
+    peaks = measure_peaks(1, "quick")
     assert peaks.threads == 1
     assert set(peaks.matmul) == {"float32", "bfloat16"}
     assert min(*peaks.matmul.values(), peaks.copy_bandwidth, peaks.read_bandwidth) > 0

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from headstart.evaluation.random_checkpoint import write_checkpoint, write_gguf
+from headstart.checkpoints.tokenizer import Tokenizer
+from headstart.evaluation.compare_peers import LlamaCppSide, TransformersSide
+from headstart.evaluation.compare_subject import Subject
+from headstart.evaluation.random_checkpoint import write_checkpoint, write_gguf, write_tokenizer
 from headstart.evaluation.shape import SHAPES, LlamaShape
-from headstart.evaluation.sides import LlamaCppSide, SideSettings, TransformersSide
+from headstart.evaluation.sides import HeadstartSide, SideSettings
 
 TINY = SHAPES["tiny"]
 ODD = LlamaShape(
@@ -95,3 +98,21 @@ def test_bfloat16_gguf_holds_the_same_numbers(tmp_path: Path) -> None:
         if expected.dim() == 2:
             found = found.view(torch.bfloat16)
         assert torch.equal(found.float(), expected)
+
+
+def test_tokenizer_has_a_word_for_every_id(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, 50)
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    assert tokenizer.encode("t7 t49 t3", add_special_tokens=False) == [7, 49, 3]
+    assert tokenizer.inner.get_vocab_size() == 50
+
+
+def test_a_real_llama_becomes_gguf_too(tmp_path: Path) -> None:
+    """The model of the package: its own RoPE base, norms and vocabulary."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("llama_cpp")
+    subject = Subject.of_model(None, device="cpu")
+    prompt = subject.prompt(60, "x")
+    theirs = LlamaCppSide(_settings("llama.cpp", subject.gguf(tmp_path, "float32"))).next_token(prompt)
+    ours = HeadstartSide(_settings("headstart", subject.path)).next_token(prompt)
+    assert theirs[0] == ours[0] and theirs[1] == pytest.approx(ours[1], abs=1e-3)

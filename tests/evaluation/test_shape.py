@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from headstart.checkpoints.default import default_checkpoint_path
+from headstart.checkpoints.files import read_json
+from headstart.checkpoints.reader import load_checkpoint
 from headstart.evaluation.shape import SHAPES, LlamaShape
+from headstart.models.config import ModelConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -67,3 +71,19 @@ def test_decode_bytes_equal_weights_plus_cache(shape: LlamaShape, dtype: torch.d
 def test_default_shape_is_half_a_billion() -> None:
     # The published model has 494,032,768, of which the biases of q, k and v are 24 layers of 1,152.
     assert SHAPES["qwen2.5-0.5b"].params == 494_032_768 - 24 * 1_152
+
+
+def test_shape_of_a_checkpoint_counts_its_weights() -> None:
+    checkpoint = load_checkpoint(None, skip_tokenizer_init=True)
+    shape = LlamaShape.of(checkpoint.config)
+    assert shape is not None
+    assert shape.params == sum(parameter.numel() for parameter in checkpoint.decoder.parameters())
+
+
+def test_experts_and_windows_have_no_shape() -> None:
+    raw = read_json(default_checkpoint_path() / "config.json")
+    moe = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4}
+    moe |= {"num_experts_per_tok": 2}
+    windowed = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64}
+    for change in (moe, windowed):
+        assert LlamaShape.of(ModelConfig.from_hf(raw | change)) is None
