@@ -15,10 +15,10 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "headstart-base"
 @pytest.fixture
 def corpus(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(RECIPE))
-    monkeypatch.delitem(sys.modules, "corpus", raising=False)
-    import corpus  # pyright: ignore[reportMissingImports]
+    monkeypatch.delitem(sys.modules, "base_corpus", raising=False)
+    import base_corpus  # pyright: ignore[reportMissingImports]
 
-    return corpus
+    return base_corpus
 
 
 def test_the_files_are_read() -> None:
