@@ -1,0 +1,63 @@
+"""How the suite builds each inference method, and what the method declares; an exact method that does something on
+short prompts by default needs no entry here.
+
+A lossy method's entry says with which options it keeps everything (`dense`), or why there are none (`no_dense`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headstart.checkpoints.reader import Checkpoint
+from headstart.methods.registry import MethodCard
+from headstart.models.decoder import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Example:
+    """A method at the sizes of the suite (prompts of 1 to 60 tokens, two layers), and what it says of itself.
+
+    `min_context` needs no word: the suite lowers it to 0, but for the check that is about it.
+
+    Attributes:
+        settings: options as `--use` takes them, with which it acts at such sizes; every one is examined.
+        dense: options with which it keeps everything, so that it must equal the plain model.
+        no_dense: why a lossy method has no such options.
+        same_draws: whether a seeded request draws the very tokens that it draws without the method. One that verifies
+            guesses draws others: it is held to the plain model's distribution instead.
+        kv_share: (method, layers, tokens) → at most this share of the plain cache's bytes is held for a sequence of
+            so many tokens once its prompt is read. None declares nothing.
+        made: makes what the method needs for a model, in a directory, and returns the options that name it.
+    """
+
+    settings: tuple[str, ...] = ("",)
+    dense: str | None = None
+    no_dense: str = ""
+    same_draws: bool = True
+    kv_share: Callable[[Any, Sequence[AttentionSpec], int], float] | None = None
+    made: Callable[[Checkpoint, Path], str] | None = None
+
+
+EXAMPLES: dict[str, Example] = {
+    "sarathi": Example(("chunk=7,batch=3",)),
+    "sarathi-serve": Example(("chunk=9",)),
+}
+"""By key."""
+
+
+def example_of(card: MethodCard) -> Example:
+    """A method's entry, or the defaults."""
+    return EXAMPLES.get(card.key, Example())
+
+
+def assert_complete(card: MethodCard, example: Example) -> None:
+    """An example says what only it can say."""
+    where = f"{card.key}: its entry in tests/conformance/examples.py"
+    if not card.exact:
+        assert (example.dense is None) == bool(example.no_dense), (
+            f"{where} gives either the options that keep everything (dense) or the reason why there are none (no_dense)"
+        )
+    if any(option.required for option in card.options):
+        given = all(example.settings) or example.made is not None
+        assert given, f"{where} gives the options that the method requires (settings), or makes them (made)"
