@@ -9,7 +9,7 @@ from headstart.training.recipe import Recipe, recipe_of
 
 SEQUENCE_LENGTH = 512
 BATCH_TOKENS = 512
-STEPS = 1600
+STEPS = 1400
 
 MODEL: dict[str, Any] = {
     "config": {

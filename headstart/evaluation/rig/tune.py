@@ -22,12 +22,12 @@ SEED = 100
 GRID: dict[str, list[Any]] = {
     "decay": [0.2, 0.4, 0.6, 0.8, "cosine"],
     "beta2": [0.95, 0.98, 0.99],
-    "lr": [1.4e-3, 2e-3, 2.8e-3],
+    "lr": [1e-3, 1.4e-3, 2e-3, 2.8e-3],
     "embedding_lr": [8e-3, 1.6e-2, 3.2e-2],
-    "batch_tokens": [512, 1024],
+    "batch_tokens": [512, 1024, 2048],
     "warmup": [0.05, 0.1, 0.2],
-    "embedding_std": [0.05, 0.1, 0.2],
-    "vector_lr": [8e-3, 1.6e-2, 3.2e-2],
+    "embedding_std": [0.05, 0.1, 0.2, 0.3],
+    "vector_lr": [4e-3, 8e-3, 1.6e-2, 3.2e-2],
     "weight_decay": [0.1, 0.3, 1.0],
 }
 """Values by setting, in the order in which they are tried; learning rates are tried once more at the end."""
