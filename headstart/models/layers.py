@@ -57,8 +57,11 @@ class Embedding(nn.Module):
         self.scale = None if scale is None else torch.tensor(scale, dtype=dtype).item()
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """`[T]` → `[T, hidden]`."""
+        """`[T]` → `[T, hidden]`, under autocast in its dtype, which then is the residual stream's."""
         rows = F.embedding(token_ids, self.weight)
+        kind = rows.device.type
+        if torch.is_autocast_enabled(kind):
+            rows = rows.to(torch.get_autocast_dtype(kind))
         return rows if self.scale is None else rows * self.scale
 
 

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+_BLOCK = 128
+"""Queries and keys of one block of the GPU's kernel."""
 
 
 @dataclass(frozen=True)
@@ -16,16 +19,17 @@ class Segments:
 
     Attributes:
         lengths: of each, in tokens; they sum up to T.
-        document: `[T]` int32, the number of each token's document.
+        start: `[T]` int32, where in the list each token's document begins.
     """
 
     lengths: tuple[int, ...]
-    document: Tensor
+    start: Tensor
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], positions: Tensor) -> "Segments":
         """Segments of these lengths, where `positions` `[T]` begin at 0 in each; the device is not waited for."""
-        return cls(lengths, (positions == 0).cumsum(0, dtype=torch.int32) - 1)
+        place = torch.arange(positions.shape[0], dtype=torch.int32, device=positions.device)
+        return cls(lengths, place - positions.int())
 
 
 class PackedMask:
@@ -37,9 +41,9 @@ class PackedMask:
 
     def prepare(self, windows: set[int | None]) -> None:
         """Make the block masks of these windows, outside of compiled code."""
-        document = self.segments.document
-        if document.is_cuda:
-            self._blocks = {window: _block_mask(document, window) for window in windows}
+        start = self.segments.start
+        if start.is_cuda:
+            self._blocks = {window: block_mask(start, window) for window in windows}
 
     def block(self, window: int | None) -> BlockMask:
         """The block mask of a window."""
@@ -144,13 +148,41 @@ def _one_document(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | N
     return torch.einsum("hqk,khd->qhd", weights.to(v.dtype), v)
 
 
-def _block_mask(document: Tensor, window: int | None) -> BlockMask:
-    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = (query >= key) & (document[query] == document[key])
-        return same if window is None else same & (query - key < window)
+def block_mask(start: Tensor, window: int | None) -> BlockMask:
+    """Which blocks of keys a block of queries meets, from where documents begin: no pair of tokens is looked at.
 
-    size = document.shape[0]
-    return _compiled_block_mask()(seen, None, None, size, size, device=document.device)
+    Args:
+        start: `[T]` int32, where each token's document begins.
+        window: how many tokens a query sees, itself included; None is all before it.
+    """
+    size = start.shape[0]
+    place = torch.arange(size, dtype=torch.int32, device=start.device)
+    # The first key that each query sees. It never falls from one query to the next, so a block's ends tell all of it.
+    first = start if window is None else torch.maximum(start, place - (window - 1))
+
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= first[query])
+
+    block = place[: -(-size // _BLOCK)]
+    lowest = first[block * _BLOCK] // _BLOCK
+    # From here up to the diagonal, every query of the block sees every key.
+    whole = (first[(block * _BLOCK + _BLOCK - 1).clamp(max=size - 1)] + _BLOCK - 1) // _BLOCK
+    whole = torch.minimum(whole, block)
+    if size % _BLOCK:
+        # Queries that are not there see nothing.
+        whole[-1] = block[-1]
+    column = block[None]
+    partial = torch.where(column < (whole - lowest)[:, None], lowest[:, None] + column, block[:, None])
+    last = block.shape[0] - 1
+    return BlockMask.from_kv_blocks(
+        (whole - lowest + 1)[None, None],
+        partial[None, None],
+        (block - whole)[None, None],
+        (whole[:, None] + column).clamp(max=last)[None, None],
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=seen,
+        seq_lengths=(size, size),
+    )
 
 
 @cache
@@ -164,8 +196,3 @@ def _softcap_mod(softcap: float) -> Any:
 @cache
 def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=False)
-
-
-@cache
-def _compiled_block_mask() -> Any:
-    return torch.compile(create_block_mask, dynamic=False)

@@ -41,7 +41,8 @@ class LanguageModel(nn.Module):
             mask.prepare({spec.window for spec in self.network.attention_specs})
             lengths = None
             if any(rope.length_dependent for rope in self.network.ropes.values()):
-                lengths = torch.tensor(batch.lengths, device=batch.positions.device)[segments.document]
+                own = torch.tensor(batch.lengths, device=batch.positions.device)
+                lengths = own.repeat_interleave(own, output_size=len(batch.positions))
             return self.network(batch.token_ids, batch.positions, PackedAttend(mask), lengths)
         network: Any = self.network
         body = network.get_decoder() if hasattr(network, "get_decoder") else network.base_model

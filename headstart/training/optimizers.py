@@ -1,9 +1,12 @@
 """The optimizers that a recipe may name: AdamW, and Muon for matrices beside AdamW for the rest."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from headstart.training.errors import TrainingError
 from headstart.training.seams import OptimizerFactory
@@ -62,7 +65,7 @@ class Muon(OptimizerFactory):
         optimizers: list[torch.optim.Optimizer] = []
         if flat:
             optimizers.append(
-                torch.optim.Muon(
+                BatchedMuon(
                     flat,
                     lr=self.lr,
                     momentum=self.momentum,
@@ -73,6 +76,68 @@ class Muon(OptimizerFactory):
         if any(rest.values()):
             optimizers.append(_adamw(self, rest))
         return optimizers
+
+
+class BatchedMuon(torch.optim.Muon):
+    """PyTorch's Muon, with all matrices of one shape orthogonalised together.
+
+    PyTorch goes through them one by one, in kernels so small that launching them costs more than running them.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every matrix that has a gradient."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if closure is not None or any(isinstance(p, DTensor) for p in parameters):
+            # Shards of one matrix are gathered one matrix at a time.
+            return super().step(closure)
+        for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault(tuple(parameter.shape), []).append(parameter)
+            for shape, matrices in alike.items():
+                self._update(matrices, shape, group)
+        return None
+
+    def _update(self, matrices: list[Tensor], shape: tuple[int, ...], group: dict[str, Any]) -> None:
+        """Move matrices of one shape `[out, in]`."""
+        for matrix in matrices:
+            if "momentum_buffer" not in self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        beta, rate = group["momentum"], group["lr"]
+        torch._foreach_lerp_(momenta, gradients, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
+        ahead = torch._foreach_lerp(gradients, momenta, beta) if group["nesterov"] else momenta  # pyright: ignore[reportPrivateImportUsage]
+        updates = orthogonalised(torch.stack(list(ahead)), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        # Moonlight's scale, which gives an update the size of AdamW's.
+        scale = 0.2 * max(shape) ** 0.5
+        torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+        moves = list((updates.to(matrices[0].dtype) * (-rate * scale)).unbind())
+        torch._foreach_add_(matrices, moves)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The nearest orthogonal matrices, roughly, by Newton and Schulz's iteration in bfloat16.
+
+    Args:
+        matrices: `[N, out, in]`.
+        coefficients: of the quintic polynomial that moves singular values towards 1.
+        steps: how often it is applied.
+        eps: the least norm that is divided by.
+
+    Returns:
+        `[N, out, in]` bfloat16.
+    """
+    a, b, c = coefficients
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = (matrices if wide else matrices.mT).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.mT
 
 
 def _adamw(settings: AdamW | Muon, groups: dict[str, list[nn.Parameter]]) -> torch.optim.AdamW:

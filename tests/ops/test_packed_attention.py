@@ -5,8 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from headstart.ops.packed_attention import PackedMask, Segments, packed_attention, packed_attention_reference
+from headstart.ops.packed_attention import (
+    PackedMask,
+    Segments,
+    block_mask,
+    packed_attention,
+    packed_attention_reference,
+)
 
 
 def mask_of(lengths: tuple[int, ...]) -> PackedMask:
@@ -74,10 +81,41 @@ def test_documents_do_not_see_one_another() -> None:
     assert torch.equal(after[5], v[5])
 
 
-def test_segments_number_the_documents_of_each_token() -> None:
+def test_segments_tell_where_each_document_begins() -> None:
     segments = mask_of((2, 1, 3)).segments
-    assert segments.document.tolist() == [0, 0, 1, 2, 2, 2]
-    assert segments.document.dtype == torch.int32
+    assert segments.start.tolist() == [0, 0, 2, 3, 3, 3]
+    assert segments.start.dtype == torch.int32
+
+
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=6),
+    aligned=st.booleans(),
+    window=st.sampled_from([None, 1, 127, 128, 129, 300, 5000]),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_block_mask_is_what_trying_every_pair_gives(lengths: list[int], aligned: bool, window: int | None) -> None:
+    if aligned:
+        lengths = [*lengths, 128 - sum(lengths) % 128]
+    start = mask_of(tuple(lengths)).segments.start
+    size = len(start)
+
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = (query >= key) & (start[query] == start[key])
+        return same if window is None else same & (query - key < window)
+
+    ours, tried = block_mask(start, window), create_block_mask(seen, None, None, size, size, device="cpu")
+    for kind in ("kv", "q", "full_kv", "full_q"):
+        assert torch.equal(blocks(ours, kind), blocks(tried, kind)), kind
+    query, key = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    nought = torch.zeros((), dtype=torch.int64)
+    assert torch.equal(ours.mask_mod(nought, nought, query, key), seen(nought, nought, query, key))
+
+
+def blocks(mask: BlockMask, kind: str) -> Tensor:
+    """Which blocks are named, as a matrix: the kernel reads so many of the indices as the count says."""
+    count, indices = getattr(mask, f"{kind}_num_blocks")[0, 0], getattr(mask, f"{kind}_indices")[0, 0].long()
+    named = torch.arange(indices.shape[1]) < count[:, None]
+    return torch.zeros(indices.shape, dtype=torch.int32).scatter_add_(1, indices, named.int())
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -92,9 +130,11 @@ def test_bfloat16_rounds_and_does_no_worse(window: int | None) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (64, None), (None, 20.0)])
-def test_the_gpu_kernel_equals_the_definition(window: int | None, softcap: float | None) -> None:
-    lengths = (100, 1, 300, 111, 512)
-    inputs = [heads(1024, count, 64, i) for i, count in enumerate((8, 2, 2))]
+@pytest.mark.parametrize("lengths", [(100, 1, 300, 111, 512), (700, 3, 250)])
+def test_the_gpu_kernel_equals_the_definition(
+    lengths: tuple[int, ...], window: int | None, softcap: float | None
+) -> None:
+    inputs = [heads(sum(lengths), count, 64, i) for i, count in enumerate((8, 2, 2))]
     there = [x.cuda().requires_grad_() for x in inputs]
     positions = torch.cat([torch.arange(length) for length in lengths]).cuda()
     mask = PackedMask(Segments.of(lengths, positions))

@@ -121,6 +121,28 @@ def test_muon_is_the_published_update() -> None:
         assert (parameter.detach().double() - expected[name]).norm() < 0.02 * expected[name].norm()
 
 
+def test_matrices_moved_together_move_as_one_by_one() -> None:
+    ours, theirs = decoder(CONFIG), decoder(CONFIG)
+    muon = Muon(lr=0.02).build(ours)[0]
+    by_name = dict(theirs.named_parameters())
+    moved = {name: p for name, p in ours.named_parameters() if any(p is q for q in muon.param_groups[0]["params"])}
+    peer = torch.optim.Muon([by_name[name] for name in moved], lr=0.02, adjust_lr_fn="match_rms_adamw")
+    missing = next(iter(moved))
+    momentum = "momentum_buffer"
+    for step in range(3):
+        with_gradients(ours, step)
+        with_gradients(theirs, step)
+        moved[missing].grad = by_name[missing].grad = None
+        muon.step()
+        peer.step()
+    for name, parameter in moved.items():
+        # Both iterate in bfloat16, in products of another order.
+        assert (parameter - by_name[name]).norm() < 0.01 * parameter.norm(), name
+        assert name == missing or torch.equal(
+            muon.state[parameter][momentum], peer.state[by_name[name]][momentum]
+        )
+
+
 def test_orthogonal_updates_have_singular_values_near_one() -> None:
     singular = torch.linalg.svdvals(
         newton_schulz(torch.randn(48, 32, generator=torch.Generator().manual_seed(0)).double())
