@@ -34,7 +34,7 @@ class EngineOptions:
             "--model",
             "-m",
             metavar="MODEL",
-            help="Checkpoint directory or Hugging Face hub id. [default: the built-in story model]",
+            help="Checkpoint directory or Hugging Face hub id. [default: the built-in model]",
         ),
     ] = None
     use: Annotated[
