@@ -70,6 +70,15 @@ class EngineOptions:
         ),
     ] = None
 
+    kv_tier: Annotated[
+        str | None,
+        _engine(
+            metavar="TIERS",
+            help="Keep cached keys beyond the KV cache, as cpu=2GB,disk=PATH:10GB or one of them; those on disk "
+            "survive a restart.",
+        ),
+    ] = None
+
     def load(self) -> "LLM":
         """The engine with these options.
 
