@@ -63,7 +63,7 @@ def chi_square(observed: np.ndarray, probabilities: np.ndarray) -> float:
             [TemperatureLogitsWarper(1.5), TopKLogitsWarper(12), TopPLogitsWarper(0.8)],
         ),
     ],
-    ids=str,
+    ids=["plain", "temperature", "top_k", "top_p", "min_p", "all"],
 )
 def test_draws_follow_transformers_distribution(params, warpers):
     """Over 4,000 seeds the draws fit the distribution that Transformers' warpers leave (5 deviations: one false
