@@ -27,6 +27,7 @@ from headstart.engine.sampler import Sampled, Sampler
 from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization
 from headstart.engine.stack import Stack
 from headstart.errors import InvalidRequestError, MethodError
+from headstart.models.decoder import Decoder
 from headstart.models.layers import Linear
 from headstart.ops.linear import widening_pays_from
 
@@ -71,6 +72,9 @@ class Engine:
         self.checkpoint = checkpoint or load_checkpoint(
             args.model, args.dtype, args.device, skip_tokenizer_init=args.skip_tokenizer_init
         )
+        if checkpoint is not None and self.stack.optional("linear", LinearOp) is not None:
+            # The caller's model stays as it is: only a copy of its modules, around the same weights, is taken over.
+            self.checkpoint = replace(checkpoint, decoder=checkpoint.decoder.with_same_weights())
         decoder = self.checkpoint.decoder
         self.tokenizer = self.checkpoint.tokenizer
         self.vocab_size = self.checkpoint.config.vocab_size
@@ -86,7 +90,7 @@ class Engine:
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
         self.sampler = Sampler(self.eos_ids, (lambda token: "") if texts is None else texts.text)
         self.requests: dict[str, Request] = {}
-        self._bind_weights()
+        self._bind_weights(decoder)
         if device.type == "cpu" and decoder.dtype in (torch.bfloat16, torch.float16):
             widening_pays_from(decoder.dtype)  # measured now, not within somebody's first request
         self._tokenization = self.stack.get("tokenization", Tokenization)
@@ -134,10 +138,11 @@ class Engine:
         if self._prompt_rule is not None:
             ids = self._prompt_rule.rewrite(ids)
         self._check(ids, params)
-        own_namespace = not self.args.enable_prefix_caching and params.generated > 1
+        shares = self.stack.shares_keys
+        own_namespace = shares and not self.args.enable_prefix_caching and params.generated > 1
         namespace = f"request:{request_id}" if own_namespace else None
-        if self.args.enable_prefix_caching:
-            parts = (self.stack.fingerprint, self.checkpoint.decoder.reuse_salt(len(ids)), cache_salt or "")
+        if shares and self.args.enable_prefix_caching:
+            parts = (self.stack.identity(len(ids)), self.checkpoint.decoder.reuse_salt(len(ids)), cache_salt or "")
             # Hashed, since a salt may be long and is kept as long as its pages.
             namespace = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
         room = self.max_model_len - len(ids)
@@ -197,7 +202,7 @@ class Engine:
             sequence = allotment.sequence
             sequence.num_computed += allotment.num_tokens
             assert sequence.lease is not None
-            sequence.lease.commit(sequence.tokens, sequence.num_computed)
+            sequence.lease.commit(sequence.tokens, self._num_shareable(sequence))
             self._drop_keys(sequence)
         touched: dict[str, Request] = {}
         if ready:
@@ -223,10 +228,15 @@ class Engine:
             finished=dict(self._finished),
         )
 
-    def _bind_weights(self) -> None:
+    def _num_shareable(self, sequence: Sequence) -> int:
+        """How many of the computed tokens have keys that another prompt's own computation would give."""
+        # A lossy decode writes other keys than a lossy prefill of the same tokens.
+        return sequence.num_computed if self.stack.exact else min(sequence.num_computed, sequence.num_prompt)
+
+    def _bind_weights(self, decoder: Decoder) -> None:
         """Let a `LinearOp` take over the dense weights."""
         linear = self.stack.optional("linear", LinearOp)
-        for name, module in self.checkpoint.decoder.named_modules() if linear is not None else ():
+        for name, module in decoder.named_modules() if linear is not None else ():
             if linear is not None and isinstance(module, Linear):
                 module.op = linear.bind(name, module)
 

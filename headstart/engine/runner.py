@@ -53,7 +53,8 @@ def _groups(batch: TokenBatch, stack: Stack) -> list[_Group]:
     ways: dict[tuple[int, int], tuple[Attention, Selector]] = {}
     for s, allotment in enumerate(batch.allotments):
         phase = "decode" if allotment.sequence.decoding else "prefill"
-        context = batch.layout.kv_lengths[s]
+        # What counts is the whole prompt: however it is cut, the same way attends to all of it.
+        context = max(batch.layout.kv_lengths[s], allotment.sequence.num_prompt)
         attention, selector = f"attention.{phase}", f"selector.{phase}"
         way = (
             (stack.get if context >= stack.min_context(attention) else stack.default)(attention, Attention),
