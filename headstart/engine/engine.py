@@ -3,7 +3,9 @@
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ from headstart.engine.planner import StepPlanner
 from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.runner import Runner
-from headstart.engine.sampler import Sampled, Sampler
-from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization
+from headstart.engine.sampler import Guess, Sampled, Sampler
+from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization, Verifier
+from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.errors import InvalidRequestError, MethodError
 from headstart.models.decoder import Decoder
@@ -39,7 +42,8 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15
 
 @dataclass
 class EngineStats:
-    """Counters since the start, and where pages and requests are now."""
+    """Counters since the start, and where pages and requests are now; `drafts` are those of `Speculation.counts`,
+    `methods` what each method counts."""
 
     num_running: int
     num_waiting: int
@@ -53,6 +57,8 @@ class EngineStats:
     preemptions: int
     steps: int
     finished: dict[str, int] = field(default_factory=dict)
+    drafts: dict[str, int] = field(default_factory=dict)
+    methods: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class Engine:
@@ -80,15 +86,23 @@ class Engine:
         self.vocab_size = self.checkpoint.config.vocab_size
         self.eos_ids = self.checkpoint.generation_config.eos_token_ids
         device = torch.device(args.device)
+        self.stack.start(self.checkpoint)
+        self._speculation = Speculation.of(self.stack)
+        drafter = None if self._speculation is None else self._speculation.drafter
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
-        num_pages, self.max_model_len = args.cache_size(layers, self.checkpoint.config)
+        sized = layers if drafter is None else [*layers, *drafter.layers()]
+        num_pages, self.max_model_len = args.cache_size(sized, self.checkpoint.config)
+        if drafter is not None:
+            drafter.allocate(num_pages, args.page_size, self.max_model_len)
         self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.page_size, device)
         self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
         self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts)
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
-        self.sampler = Sampler(self.eos_ids, (lambda token: "") if texts is None else texts.text)
+        self.sampler = Sampler(
+            self.eos_ids, (lambda token: "") if texts is None else texts.text, self.stack.get("verifier", Verifier)
+        )
         self.requests: dict[str, Request] = {}
         self._bind_weights(decoder)
         if device.type == "cpu" and decoder.dtype in (torch.bfloat16, torch.float16):
@@ -193,6 +207,8 @@ class Engine:
         allotments = self.planner.allotments()
         if not allotments:
             return []
+        if self._speculation is not None:
+            allotments = self._speculation.extend(allotments)
         self._note_start(allotments)
         batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device)
         hidden = self.runner.run(batch)
@@ -203,12 +219,15 @@ class Engine:
             sequence.num_computed += allotment.num_tokens
             assert sequence.lease is not None
             sequence.lease.commit(sequence.tokens, self._num_shareable(sequence))
-            self._drop_keys(sequence)
         touched: dict[str, Request] = {}
         if ready:
-            for sequence, drawn in zip(ready[0], self._sample(*ready), strict=True):
+            for sequence, drawn in self._draws(*ready):
                 self._append(sequence, drawn)
                 touched[sequence.request.request_id] = sequence.request
+        for allotment in allotments:
+            self._drop_keys(allotment.sequence)
+        if self._speculation is not None:
+            self._speculation.end()
         return [output for request in touched.values() if (output := self._report(request)) is not None]
 
     def stats(self) -> EngineStats:
@@ -226,6 +245,8 @@ class Engine:
             preemptions=self.planner.num_preemptions,
             steps=self._totals["steps"],
             finished=dict(self._finished),
+            drafts={} if self._speculation is None else dict(self._speculation.counts),
+            methods={item.card.key: counts for item in self.stack.methods if (counts := item.counters())},
         )
 
     def _num_shareable(self, sequence: Sequence) -> int:
@@ -296,9 +317,10 @@ class Engine:
                 self._totals["cached"] += request.num_cached
                 self._totals["prompt"] += sequence.num_prompt
 
-    def _collect(self, allotments: list[Allotment], hidden: Tensor) -> tuple[list[Sequence], Tensor] | None:
-        """The sequences whose next token is due, and their rows of `hidden`; notes prompt log-probabilities."""
-        due: list[Sequence] = []
+    def _collect(self, allotments: list[Allotment], hidden: Tensor) -> tuple[list[Allotment], Tensor] | None:
+        """What makes the next token of its sequence due, and its rows of `hidden`, the guessed ones included; notes
+        prompt log-probabilities."""
+        due: list[Allotment] = []
         rows: list[int] = []
         at = 0
         for allotment in allotments:
@@ -307,10 +329,10 @@ class Engine:
                 self._note_prompt(allotment, hidden[at : at + allotment.num_tokens])
                 at += allotment.num_tokens
             elif allotment.completes:
-                at += 1
+                at += 1 + len(allotment.guesses)
             if allotment.completes:
-                due.append(sequence)
-                rows.append(at - 1)
+                due.append(allotment)
+                rows += range(at - 1 - len(allotment.guesses), at)
         if not due:
             return None
         if len(rows) == hidden.shape[0]:
@@ -333,12 +355,44 @@ class Engine:
                 logprobs = torch.log_softmax(logits, -1)
                 request.prompt_logprobs += self.sampler.entries(logprobs, tokens, count)
 
-    @torch.inference_mode()
-    def _sample(self, sequences: list[Sequence], hidden: Tensor) -> list[Sampled]:
+    def _draws(self, due: list[Allotment], hidden: Tensor) -> Iterator[tuple[Sequence, Sampled]]:
+        """Each sequence's next token, and as long as a guess stands the one after it. The caller appends what it gets
+        before it asks for more, since a draw depends on all tokens before it."""
         logits = self.runner.logits(hidden)
+        first = [0, *accumulate(1 + len(allotment.guesses) for allotment in due)]
+        left = list(range(len(due)))
+        place = 0
+        while left:
+            sequences = [due[i].sequence for i in left]
+            rows = logits
+            if len(left) < len(logits):
+                rows = logits[torch.tensor([first[i] + place for i in left], device=logits.device)]
+            guesses = [_guess(due[i], place) for i in left]
+            standing: list[int] = []
+            for i, guess, drawn in zip(left, guesses, self._sample(rows, sequences, guesses), strict=True):
+                sequence = due[i].sequence
+                stands = guess is not None and drawn.token_id == guess.token
+                if stands:
+                    self._accept(sequence, drawn.token_id)
+                yield sequence, drawn
+                if stands and not sequence.finished:
+                    standing.append(i)
+            left, place = standing, place + 1
+
+    def _accept(self, sequence: Sequence, token: int) -> None:
+        """Take over the keys of a guess that stands; the token itself is appended as any other."""
+        assert self._speculation is not None and sequence.lease is not None
+        self._speculation.accept(sequence)
+        sequence.num_computed += 1
+        if sequence.num_computed % self.store.page_size == 0:
+            # Now, since the token may be the last and end the lease.
+            sequence.lease.commit([*sequence.tokens, token], self._num_shareable(sequence))
+
+    @torch.inference_mode()
+    def _sample(self, logits: Tensor, sequences: list[Sequence], guesses: list[Guess | None]) -> list[Sampled]:
         if self._logit_rule is not None:
             logits = self._logit_rule.apply(logits, sequences)
-        return self.sampler.sample(logits, sequences)
+        return self.sampler.sample(logits, sequences, guesses)
 
     def _append(self, sequence: Sequence, drawn: Sampled) -> None:
         """Take a drawn token: text, grammar, log-probabilities, and whether the output ends with it."""
@@ -388,6 +442,8 @@ class Engine:
                 sequence.finish_reason, sequence.stop_reason = "stop", sequence.detokenizer.stopped_by
         self.planner.release(sequence)
         self.sampler.forget(sequence)
+        if self._speculation is not None:
+            self._speculation.forget(sequence)
         self._finished[sequence.finish_reason] += 1
 
     def _report(self, request: Request) -> RequestOutput | None:
@@ -401,6 +457,11 @@ class Engine:
         del self.requests[request.request_id]
         if request.own_namespace and request.namespace is not None:
             self.store.drop(request.namespace)
+
+
+def _guess(allotment: Allotment, place: int) -> Guess | None:
+    """What the allotment's draft guesses at a place, if it reaches so far."""
+    return None if allotment.draft is None else Guess.of(allotment.draft, place, allotment.sequence.num_drafts)
 
 
 def with_output_kind(params: SamplingParams, kind: Any) -> SamplingParams:

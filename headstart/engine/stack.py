@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.cache import PagedKVStore
 from headstart.engine.scheduler import StallFree
 from headstart.engine.seams import DEFAULTS, SLOTS, Scheduler, Seam
@@ -64,6 +65,15 @@ class Stack:
                 raise MethodError(f"{key} fills the slot {slot}, but is no {SLOTS[slot].__name__}")
             if min_context and not slot.startswith(("attention.", "selector.")):
                 raise MethodError(f"{key} declares min_context, which the slot {slot} cannot honour")
+
+    def start(self, checkpoint: Checkpoint) -> None:
+        """Show each method the model that it is to serve.
+
+        Raises:
+            MethodError: one cannot.
+        """
+        for item in self.methods:
+            item.start(checkpoint)
 
     def identity(self, prompt_length: int) -> str:
         """The fingerprint for a prompt of this length: it says too which lossy methods a short context keeps out."""
