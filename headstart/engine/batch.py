@@ -13,11 +13,15 @@ from headstart.ops.attention import RaggedLayout
 
 @dataclass(frozen=True)
 class Allotment:
-    """So many of a sequence's known tokens are to be computed in this step, and the draft that follows them."""
+    """So many of a sequence's known tokens are to be computed in this step, and the draft that follows them.
+
+    `late` is a guess of the token behind the draft: it has no row of its own, since the last row decides on it.
+    """
 
     sequence: Sequence
     num_tokens: int
     draft: Draft | None = None
+    late: Draft | None = None
 
     @property
     def guesses(self) -> list[int]:

@@ -212,6 +212,8 @@ class Engine:
         self._note_start(allotments)
         batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device)
         hidden = self.runner.run(batch)
+        if self._speculation is not None:
+            allotments = self._speculation.add_late(allotments)
         ready = self._collect(allotments, hidden)
         self._totals["steps"] += 1
         for allotment in allotments:
@@ -220,6 +222,7 @@ class Engine:
             assert sequence.lease is not None
             sequence.lease.commit(sequence.tokens, self._num_shareable(sequence))
         touched: dict[str, Request] = {}
+        before = self._totals["generation"]
         if ready:
             for sequence, drawn in self._draws(*ready):
                 self._append(sequence, drawn)
@@ -227,7 +230,7 @@ class Engine:
         for allotment in allotments:
             self._drop_keys(allotment.sequence)
         if self._speculation is not None:
-            self._speculation.end()
+            self._speculation.end(self._totals["generation"] - before)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
 
     def stats(self) -> EngineStats:
@@ -372,17 +375,20 @@ class Engine:
             for i, guess, drawn in zip(left, guesses, self._sample(rows, sequences, guesses), strict=True):
                 sequence = due[i].sequence
                 stands = guess is not None and drawn.token_id == guess.token
+                computed = place < len(due[i].guesses)
                 if stands:
-                    self._accept(sequence, drawn.token_id)
+                    self._accept(sequence, drawn.token_id, computed)
                 yield sequence, drawn
-                if stands and not sequence.finished:
+                if stands and computed and not sequence.finished:
                     standing.append(i)
             left, place = standing, place + 1
 
-    def _accept(self, sequence: Sequence, token: int) -> None:
-        """Take over the keys of a guess that stands; the token itself is appended as any other."""
+    def _accept(self, sequence: Sequence, token: int, computed: bool) -> None:
+        """Take over the keys of a guess that stands and was computed; the token itself is appended as any other."""
         assert self._speculation is not None and sequence.lease is not None
         self._speculation.accept(sequence)
+        if not computed:
+            return
         sequence.num_computed += 1
         if sequence.num_computed % self.store.page_size == 0:
             # Now, since the token may be the last and end the lease.
@@ -460,8 +466,11 @@ class Engine:
 
 
 def _guess(allotment: Allotment, place: int) -> Guess | None:
-    """What the allotment's draft guesses at a place, if it reaches so far."""
-    return None if allotment.draft is None else Guess.of(allotment.draft, place, allotment.sequence.num_drafts)
+    """What the allotment guesses at a place, if it reaches so far."""
+    draft = allotment.draft
+    if place == len(allotment.guesses):
+        draft, place = allotment.late, 0
+    return None if draft is None else Guess.of(draft, place, allotment.sequence.num_drafts)
 
 
 def with_output_kind(params: SamplingParams, kind: Any) -> SamplingParams:

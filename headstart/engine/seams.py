@@ -374,6 +374,11 @@ class Drafter(Seam, ABC):
         position, `DRAFTED` and the sequence's `num_drafts`, and no number decides two things.
         """
 
+    def late(self, sequences: "Seq[Sequence]") -> list[Draft]:
+        """Asked for the same sequences once the model has run: a guess, of one token or none, for the position behind
+        each draft. The model's last row decides on it, so that a drafter may make it while the model runs."""
+        return [Draft([])] * len(sequences)
+
     def forget(self, sequence: "Sequence") -> None:
         """Let go of what is held for a sequence that has ended."""
         return

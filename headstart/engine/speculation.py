@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from headstart.engine.batch import Allotment
 from headstart.engine.request import Sequence
-from headstart.engine.seams import Drafter, DraftLength
+from headstart.engine.seams import Draft, Drafter, DraftLength
 from headstart.engine.stack import Stack
 from headstart.errors import MethodError
 
@@ -135,6 +135,7 @@ class _Step:
     start: float
     decoding: int
     timed: bool = False
+    asked: list[Sequence] = field(default_factory=list)
     drafts: dict[Sequence, int] = field(default_factory=dict)
 
 
@@ -190,13 +191,29 @@ class Speculation:
         if not chosen:
             return allotments
         drafts = self.drafter.guess(list(chosen), list(chosen.values()), self._rule)
+        self._step.asked = list(chosen)
         found = {sequence: draft for sequence, draft in zip(chosen, drafts, strict=True) if draft.tokens}
-        for sequence, draft in found.items():
-            sequence.num_drafts += 1
-            self._step.drafts[sequence] = 0
-            self.counts["drafts"] += 1
-            self.counts["drafted"] += len(draft.tokens)
+        self._note_drafts(found)
         return [replace(a, draft=found[a.sequence]) if a.sequence in found else a for a in allotments]
+
+    def add_late(self, allotments: list[Allotment]) -> list[Allotment]:
+        """The step's allotments, with what was guessed while the model ran."""
+        if self._step is None or not self._step.asked:
+            return allotments
+        guesses = zip(self._step.asked, self.drafter.late(self._step.asked), strict=True)
+        found = {sequence: guess for sequence, guess in guesses if guess.tokens}
+        self._note_drafts(found)
+        return [replace(a, late=found[a.sequence]) if a.sequence in found else a for a in allotments]
+
+    def _note_drafts(self, found: dict[Sequence, Draft]) -> None:
+        """Count drafts; one that got a late guess is still one."""
+        assert self._step is not None
+        for sequence, draft in found.items():
+            if sequence not in self._step.drafts:
+                sequence.num_drafts += 1
+                self._step.drafts[sequence] = 0
+                self.counts["drafts"] += 1
+            self.counts["drafted"] += len(draft.tokens)
 
     def accept(self, sequence: Sequence) -> None:
         """A guess stood."""
@@ -204,16 +221,15 @@ class Speculation:
         self._step.drafts[sequence] += 1
         self.counts["accepted"] += 1
 
-    def end(self) -> None:
-        """The step is over."""
+    def end(self, said: int) -> None:
+        """The step is over, and brought so many tokens."""
         step, self._step = self._step, None
         if self._guard is None or step is None:
             return
         for sequence, accepted in step.drafts.items():
             self._guard.note_draft(sequence, accepted, step.decoding)
         if step.timed:
-            tokens = step.decoding + sum(step.drafts.values())
-            self._guard.note_step(self._clock() - step.start, step.decoding, tokens)
+            self._guard.note_step(self._clock() - step.start, step.decoding, said)
 
     def forget(self, sequence: Sequence) -> None:
         """Let go of a sequence that has ended."""

@@ -63,6 +63,7 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 
 EXAMPLES: dict[str, Example] = {
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
+    "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
     "sarathi": Example(("chunk=7,batch=3",)),
     "sarathi-serve": Example(("chunk=9",)),
     "speculative": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),

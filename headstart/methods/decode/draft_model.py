@@ -24,23 +24,41 @@ _CATCH_UP = 512
 
 @dataclass
 class _State:
-    """What the draft model has read of one sequence: `read` tokens, then the guesses `fed` that may not have stood."""
+    """What the draft model has read of one sequence: `read` of its tokens, then `fed`, guesses that may not stand."""
 
     lease: PageLease
     read: int
     fed: list[int] = field(default_factory=list)
 
+    @property
+    def length(self) -> int:
+        """Keys in the cache."""
+        return self.read + len(self.fed)
+
+    def settle(self, tokens: list[int]) -> None:
+        """Sort what was fed into what has been said meanwhile, and what has not; the former may be shared."""
+        said = min(len(self.fed), len(tokens) - self.read)
+        self.read, self.fed = self.read + said, self.fed[said:]
+        self.lease.commit(tokens, self.read)
+
 
 @dataclass
 class _Growing:
-    """A draft that is being made; `feed` is what the model reads next."""
+    """A draft that is being made: it follows the `text`, and the model reads `feed` next."""
 
     sequence: Sequence
     state: _State
     length: int
+    text: list[int]
     feed: list[int]
+    number: int
     tokens: list[int] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
+
+    @property
+    def place(self) -> int:
+        """The output position of the next guess."""
+        return len(self.text) + len(self.tokens) - self.sequence.num_prompt
 
 
 class DraftModel:
@@ -108,12 +126,22 @@ class DraftModel:
         self.store = PagedKVStore().allocate(self.layers(), num_pages, page_size, device)
 
     @torch.inference_mode()
-    def guess(self, sequences: Seq[Sequence], lengths: list[int], rule: DraftLength) -> list[Draft]:
-        """As `Drafter.guess` says."""
+    def guess(
+        self,
+        sequences: Seq[Sequence],
+        lengths: list[int],
+        rule: DraftLength,
+        after: Seq[list[int]] | None = None,
+        numbers: Seq[int] | None = None,
+    ) -> list[Draft]:
+        """As `Drafter.guess` says; each draft may follow guesses that are not decided yet (`after`), and then bears a
+        number of its own that keeps its draws apart."""
+        after = after or [[]] * len(sequences)
+        numbers = numbers or [sequence.num_drafts for sequence in sequences]
         asked = [
             growing
-            for sequence, length in zip(sequences, lengths, strict=True)
-            if (growing := self._begin(sequence, length)) is not None
+            for each in zip(sequences, lengths, after, numbers, strict=True)
+            if (growing := self._begin(*each)) is not None
         ]
         live = asked
         while live:
@@ -129,28 +157,31 @@ class DraftModel:
         if state is not None:
             state.lease.release()
 
-    def _begin(self, sequence: Sequence, length: int) -> _Growing | None:
+    def _begin(self, sequence: Sequence, length: int, after: list[int], number: int) -> _Growing | None:
         """Roll back what did not stand, and make room; None when there is none."""
         state = self._states.get(sequence)
         if state is None:
             lease = self.store.open(sequence.request.namespace, sequence.tokens)
             state = self._states[sequence] = _State(lease, lease.num_cached)
-        said = sequence.tokens[state.read :]
-        state.read += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(state.fed, said, strict=False)))
-        state.fed = []
+        text = [*sequence.tokens, *after]
+        pairs = zip(state.fed, text[state.read :], strict=False)
+        state.fed = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        state.settle(sequence.tokens)
         # The newest token is always read again: what is drawn comes from its row.
-        state.read = min(state.read, len(sequence.tokens) - 1)
-        feed = sequence.tokens[state.read : state.read + _CATCH_UP]
-        if not state.lease.reserve(len(sequence.tokens) + length):
+        if state.length == len(text) and state.fed:
+            state.fed.pop()
+        state.read = min(state.read, len(text) - 1)
+        if not state.lease.reserve(len(text) + length):
             self.forget(sequence)
             return None
-        return _Growing(sequence, state, length, feed)
+        feed = text[state.length : state.length + _CATCH_UP]
+        return _Growing(sequence, state, length, text, feed, number)
 
     def _forward(self, live: list[_Growing]) -> Tensor:
         """Read what each feeds → `[N, hidden]`, the last row of each after the final norm."""
         decoder = self.checkpoint.decoder
         device = decoder.embedding.weight.device
-        starts = [each.state.read + len(each.state.fed) for each in live]
+        starts = [each.state.length for each in live]
         ends = [start + len(each.feed) for start, each in zip(starts, live, strict=True)]
         layout = RaggedLayout(
             [len(each.feed) for each in live],
@@ -178,16 +209,13 @@ class DraftModel:
             torch.tensor(lengths, device=device),
         )
         for each in live:
-            if each.tokens:
-                each.state.fed += each.feed
-            else:
-                each.state.read += len(each.feed)
-                each.state.lease.commit(each.sequence.tokens, each.state.read)
+            each.state.fed += each.feed
+            each.state.settle(each.sequence.tokens)
         return hidden[torch.tensor(layout.query_starts[1:], device=device) - 1]
 
     def _caught_up(self, live: list[_Growing], hidden: Tensor) -> tuple[list[_Growing], Tensor]:
         """Those that have read all that was said, and their rows; the others go on in the next round."""
-        rows = [i for i, each in enumerate(live) if each.state.read == len(each.sequence.tokens)]
+        rows = [i for i, each in enumerate(live) if each.state.length == len(each.text) + len(each.tokens)]
         return [live[i] for i in rows], hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
 
     def _grow(self, live: list[_Growing], hidden: Tensor, rule: DraftLength) -> list[_Growing]:
@@ -201,7 +229,7 @@ class DraftModel:
             drawn_for = [live[i].sequence for i in random]
             probabilities[rows] = distribution(logits[rows], [sequence.params for sequence in drawn_for])
             points = [
-                uniform(each.seed, each.num_output + len(live[i].tokens), DRAFTED, each.num_drafts)
+                uniform(each.seed, live[i].place, DRAFTED, live[i].number)
                 for i, each in zip(random, drawn_for, strict=True)
             ]
             column = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None]

@@ -1,6 +1,7 @@
-"""Speculative decoding: the law of what is said, what it costs in steps, what is refused, and when it is left out."""
+"""Speculative decoding and PEARL: the law of what is said, its cost in steps, what is refused, when it is left out."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from headstart.engine.seams import DraftLength, RejectionSampling
 from headstart.engine.speculation import _JUDGED, _MOST_PATIENCE, _TRIAL, Guard
 from headstart.errors import MethodError
 from headstart.methods.decode import draft_model
+from headstart.methods.decode.pearl import Pearl
 from headstart.methods.decode.speculative import Speculative
 from tests.conformance import models
 from tests.conformance.case import Case
@@ -62,15 +64,20 @@ def test_rejection_sampling_draws_from_the_target():
         assert torch.special.gammaincc(torch.tensor(2.0).double(), statistic / 2) > 1e-6
 
 
+METHODS = {"speculative": Speculative, "pearl": Pearl}
+
+
+@pytest.mark.parametrize("key", METHODS)
 @pytest.mark.parametrize("name", ["twin", "hostile"])
-def test_draws_have_the_models_distribution(drafts, name):
+def test_draws_have_the_models_distribution(drafts, name, key):
     """Chi-square in batches with forks of one prompt, with a draft that is always right and one that never is."""
-    case = Case("speculative", f"guard=false,length=3,draft={drafts / name}", example=Example(same_draws=False))
+    case = Case(key, f"guard=false,length=3,draft={drafts / name}", example=Example(same_draws=False))
     CONTRACTS["draws"].check(case)
 
 
+@pytest.mark.parametrize("key", METHODS)
 @pytest.mark.parametrize("name", ["twin", "near", "hostile"])
-def test_greedy_text_is_the_models(drafts, name):
+def test_greedy_text_is_the_models(drafts, name, key):
     """Whatever the draft, in batches, in cut prompts, with penalties, a bias, stop tokens and little memory."""
     asked = [
         GREEDY,
@@ -83,7 +90,7 @@ def test_greedy_text_is_the_models(drafts, name):
     prompts = models.prompts(models.PLAIN)
     want = [answer.tokens for answer in serve(make_engine(models.PLAIN), prompts, asked)]
     for settings in ({}, {"max_num_batched_tokens": 7}, {"page_size": 2, "num_pages": 48}):
-        engine = make_engine(models.PLAIN, Speculative(f"{drafts / name}", guard=False), **settings)
+        engine = make_engine(models.PLAIN, METHODS[key](f"{drafts / name}", guard=False), **settings)
         assert [answer.tokens for answer in serve(engine, prompts, asked)] == want
 
 
@@ -118,7 +125,8 @@ def test_the_draft_model_reads_nothing_twice(drafts, monkeypatch):
     assert method._model.store.num_leased == 0 and not method._model._states
 
 
-def test_no_number_decides_two_things(drafts, monkeypatch):
+@pytest.mark.parametrize("key", METHODS)
+def test_no_number_decides_two_things(drafts, monkeypatch, key):
     """Every draw, acceptance, replacement and guess of a request has a number of its own."""
     used = Counter()
 
@@ -129,11 +137,43 @@ def test_no_number_decides_two_things(drafts, monkeypatch):
     uniform = sampler.uniform
     monkeypatch.setattr(sampler, "uniform", watched)
     monkeypatch.setattr(draft_model, "uniform", watched)
-    engine = make_engine(models.PLAIN, Speculative(f"{drafts / 'near'}", guard=False))
+    engine = make_engine(models.PLAIN, METHODS[key](f"{drafts / 'near'}", guard=False))
     serve(engine, [models.ids(9)], SamplingParams(max_tokens=40, temperature=1.0, n=3, seed=1, ignore_eos=True))
     assert set(used.values()) == {1}
     assert len({uniform(*key) for key in used}) == len(used)
     assert {purpose for _, _, purpose, _ in used} == {0, 1, 2, 3}
+
+
+def test_pearl_verifies_a_block_while_it_writes_the_next(drafts):
+    """With a draft that is always right a step verifies one guess, and then a block each; nothing waits for a draft."""
+    engine = make_engine(models.PLAIN, Pearl(f"{drafts / 'twin'}", length=4, guard=False))
+    (answer,) = serve(engine, [models.ids(9)], replace(GREEDY, max_tokens=1 + 1 + 4 * 3))
+    assert engine.stats().steps == 1 + 1 + 3
+    assert engine.stats().drafts["accepted"] >= 1 + 4 * 3 - 1
+    plain = make_engine(models.PLAIN)
+    assert answer.tokens == serve(plain, [models.ids(9)], replace(GREEDY, max_tokens=14))[0].tokens
+
+
+def test_pearl_says_the_same_with_and_without_overlap(drafts):
+    """When the blocks are written in turns instead, seeds draw the same tokens."""
+
+    class InTurns(ThreadPoolExecutor):
+        def submit(self, fn, /, *args, **named):
+            done = super().submit(fn, *args, **named)
+            wait([done])
+            return done
+
+    prompts = models.prompts(models.PLAIN)
+    asked = [SamplingParams(max_tokens=30, temperature=1.0, seed=seed, ignore_eos=True) for seed in range(len(prompts))]
+    answers = []
+    for overlap in (True, False):
+        method = Pearl(f"{drafts / 'near'}", guard=False)
+        if not overlap:
+            method._writer = InTurns(1)
+        engine = make_engine(models.PLAIN, method)
+        answers.append([answer.tokens for answer in serve(engine, prompts, asked)])
+        assert engine.stats().drafts["accepted"] > 0 and method._model.store.num_leased == 0
+    assert answers[0] == answers[1]
 
 
 def test_the_draft_length_is_a_seam(drafts):
