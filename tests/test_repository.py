@@ -69,7 +69,7 @@ def test_the_wheel_holds_the_default_model_and_the_demo_text(tmp_path: Path) -> 
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in default_checkpoint_path().iterdir():
         assert f"headstart/checkpoints/default/{path.name}" in names
-    assert "headstart/cli/data/river-bank.txt" in names
+    assert "headstart/texts/wild-wood.txt" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -80,6 +80,12 @@ class Tokenizer:
         """The source of the default chat template; None when there is none."""
         return self._templates["default"].text if "default" in self._templates else None
 
+    @property
+    def tool_template(self) -> str | None:
+        """The source of the template for chats with tools; None when there is no template."""
+        found = self._templates.get("tool_use") or self._templates.get("default")
+        return None if found is None else found.text
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Text to ids, with the special tokens that `tokenizer.json` adds around a text, if wanted.
 

@@ -38,7 +38,8 @@ def evaluate(
             "-t",
             rich_help_panel=_TASKS,
             help="Task or group; may be repeated, or parted by commas. Groups: ruler (13 tasks), niah, retrieval. "
-            "Besides: logits (distance from the exact stack), bits_per_byte, blimp, fairytaleqa, lm_eval:NAME. "
+            "Besides: logits (distance from the exact stack), bits_per_byte, context_bits (of the same tokens after "
+            "contexts of every length), blimp, fairytaleqa, lm_eval:NAME. "
             "[default: a few of each kind]",
         ),
     ] = None,

@@ -34,7 +34,7 @@ class EngineOptions:
             "--model",
             "-m",
             metavar="MODEL",
-            help="Checkpoint directory or Hugging Face hub id. [default: the built-in story model]",
+            help="Checkpoint directory or Hugging Face hub id. [default: the built-in model]",
         ),
     ] = None
     use: Annotated[
@@ -67,6 +67,15 @@ class EngineOptions:
         _engine(
             help="Bytes for the KV cache. [default: what --max-num-seqs full sequences need, but at most a quarter of "
             "free memory on a CPU, and nine tenths of a GPU's memory together with the weights]"
+        ),
+    ] = None
+
+    kv_tier: Annotated[
+        str | None,
+        _engine(
+            metavar="TIERS",
+            help="Keep cached keys beyond the KV cache, as cpu=2GB,disk=PATH:10GB or one of them; those on disk "
+            "survive a restart.",
         ),
     ] = None
 

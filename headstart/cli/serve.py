@@ -8,9 +8,10 @@ import typer
 from rich.console import Console
 
 from headstart.cli.options import EngineOptions, given, with_options
+from headstart.cli.serve_options import ConnectionOptions, LimitOptions
 
 if TYPE_CHECKING:
-    from headstart import AsyncEngine
+    from headstart.engine.client import EngineClient
 
 _SERVER = "Server"
 _KEY_VARIABLE = "HEADSTART_API_KEY"
@@ -27,9 +28,18 @@ class LogLevel(StrEnum):
     TRACE = "trace"
 
 
+class SchedulingPolicy(StrEnum):
+    """vLLM's policies."""
+
+    FCFS = "fcfs"
+    PRIORITY = "priority"
+
+
 @with_options
 def serve(
     engine: EngineOptions,
+    limits: LimitOptions,
+    connection: ConnectionOptions,
     checkpoint: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="The same as --model.", show_default=False)
     ] = None,
@@ -60,6 +70,22 @@ def serve(
         int | None,
         typer.Option(help="Of the draws of requests that bring no seed of their own.", rich_help_panel="Engine"),
     ] = None,
+    scheduling_policy: Annotated[
+        SchedulingPolicy,
+        typer.Option(
+            help="Who starts first: fcfs in order of arrival; priority by the requests' field `priority`, lowest "
+            "first.",
+            rich_help_panel="Engine",
+        ),
+    ] = SchedulingPolicy.FCFS,
+    engine_process: Annotated[
+        bool,
+        typer.Option(
+            "--engine-process/--no-engine-process",
+            help="Run the engine in a process of its own, which is started again if it dies.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = True,
 ) -> None:
     """Serve a model over HTTP, for OpenAI clients.
 
@@ -68,16 +94,20 @@ def serve(
 
         headstart serve
         headstart serve DIR --port 8080 --api-key SECRET
+        headstart serve DIR --tenants tenants.yaml --max-queued-requests 256
         headstart serve Qwen/Qwen2.5-0.5B --use sarathi-serve:chunk=512
     """
-    from headstart import AsyncEngine
+    from headstart.engine.async_engine import AsyncEngine
+    from headstart.engine.process import ProcessEngine
     from headstart.server.app import create_app
-    from headstart.server.auth import check_keys
-    from headstart.server.run import bind, run_server
+    from headstart.server.run import Tls, bind, run_server
+    from headstart.server.tracing import tracing_to
 
     # Typer takes a variable that is set and blank for one that is not set, which would open the server to everybody.
     keys = api_key or ([""] if _KEY_VARIABLE in os.environ else [])
-    check_keys(keys)
+    tenants = limits.read(keys)
+    tracing = tracing_to(connection.otlp_traces_endpoint)
+    tls = Tls.of(connection.ssl_keyfile, connection.ssl_certfile)
     # The port first: a model can take minutes to load, only to find that nobody could reach it.
     listener = bind(host, port)
     settings = given(engine)
@@ -85,16 +115,26 @@ def serve(
         settings["model"] = checkpoint
     if seed is not None:
         settings["seed"] = seed
-    loaded = AsyncEngine.from_model(**settings)
-    app = create_app(loaded, served_model_name=served_model_name, api_keys=keys)
+    settings["scheduling_policy"] = scheduling_policy.value
+    loaded = (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
+    app = create_app(
+        loaded,
+        served_model_name=served_model_name,
+        tenants=tenants,
+        max_queued_requests=limits.max_queued_requests,
+        client_timeout=connection.client_timeout,
+        allowed_origins=connection.allowed_origins or (),
+        tracing=tracing,
+    )
     name = app.state.service.model_name
-    _announce(loaded, name, host, listener.getsockname()[1], bool(keys))
-    run_server(app, listener, shutdown_timeout=shutdown_timeout, log_level=log_level.value)
+    scheme = "http" if tls is None else "https"
+    _announce(loaded, name, scheme, host, listener.getsockname()[1], tenants.keyed)
+    run_server(app, listener, shutdown_timeout=shutdown_timeout, log_level=log_level.value, tls=tls)
 
 
-def _announce(engine: "AsyncEngine", name: str, host: str, port: int, keyed: bool) -> None:
+def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: int, keyed: bool) -> None:
     """Say what is served where, and how to try it."""
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     exactness = "exact" if engine.exact else "not exact: a method in force changes the model's distribution"
     key = ' -H "Authorization: Bearer $HEADSTART_API_KEY"' if keyed else ""
     body = f'{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 32}}'
@@ -102,6 +142,7 @@ def _announce(engine: "AsyncEngine", name: str, host: str, port: int, keyed: boo
     out.print("[bold]model[/]    ", end="")
     out.print(f"{name}, up to {engine.max_model_len} tokens", markup=False)
     out.print(f"[bold]address[/]  {address}/v1")
+    out.print(f"[bold]page[/]     {address}/")
     out.print(f"[bold]stack[/]    {exactness}")
     out.print("[bold]try it[/]   ", end="")
     out.print(f"curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'", markup=False)

@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from headstart.engine.seams import LayerKV
+from headstart.engine.tiers import TierSpec
 from headstart.errors import HeadstartError
 from headstart.models.config import ModelConfig
 
@@ -33,8 +34,10 @@ class EngineArgs:
         num_pages: pages in the cache (default: from `kv_cache_memory`).
         kv_cache_memory: bytes for the cache (default: what `max_num_seqs` full sequences need, but at most a
             quarter of free memory on a CPU, and `gpu_memory_utilization` of the device on a GPU).
+        kv_tier: where cached keys go when their pages are wanted, as `cpu=2GB,disk=PATH:10GB` (default: nowhere).
         gpu_memory_utilization: share of a GPU's memory that weights and cache may take together.
         seed: of the draws of requests that bring no seed of their own.
+        scheduling_policy: "fcfs" serves in order of arrival, "priority" by `SamplingParams.priority` first.
         use: methods, as keys with options (`"sarathi-serve:chunk=512"`) or as instances.
         skip_tokenizer_init: run without a tokenizer; prompts are then token ids and outputs have no text.
     """
@@ -49,8 +52,10 @@ class EngineArgs:
     page_size: int = 16
     num_pages: int | None = None
     kv_cache_memory: int | None = None
+    kv_tier: str | None = None
     gpu_memory_utilization: float = 0.9
     seed: int = 0
+    scheduling_policy: str = "fcfs"
     use: Sequence[Any] = ()
     skip_tokenizer_init: bool = False
 
@@ -62,10 +67,16 @@ class EngineArgs:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise HeadstartError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.kv_tier is not None:
+            TierSpec.parse(self.kv_tier)
+            if not self.enable_prefix_caching:
+                raise HeadstartError("--kv-tier keeps what prefix caching has cached, and that is switched off")
         if self.page_size > _LARGEST_PAGE:
             raise HeadstartError(f"page_size must be at most {_LARGEST_PAGE} tokens, not {self.page_size}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise HeadstartError(f"seed must be a whole number of at least 0, not {self.seed!r}")
+        if self.scheduling_policy not in ("fcfs", "priority"):
+            raise HeadstartError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._check_device()

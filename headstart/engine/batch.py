@@ -77,7 +77,7 @@ class TokenBatch:
             prompt = min(max(sequence.num_prompt - start, 0), share)
             lengths += [sequence.num_prompt] * prompt
             lengths += range(start + prompt + 1, end + 1)
-            if sequence.wants_prompt_logprobs and start < sequence.num_prompt:
+            if sequence.wants_prompt_rows and start < sequence.num_prompt:
                 logit_rows += range(top, top + share)
             elif allotment.completes:
                 logit_rows += range(top + share - 1, top + allotment.num_rows)

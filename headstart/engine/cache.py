@@ -4,6 +4,8 @@ Every page is in exactly one of three places: free, in the prefix tree (cached, 
 private to one lease. A `Lease` is the only way to hold pages; releasing it is the only way to give them back.
 """
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,9 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.engine.radix import Node, PrefixTree
+from headstart.engine.radix import Node, PrefixTree, Tokens
 from headstart.engine.seams import KVStore, LayerKV, PageLease
+from headstart.engine.tiers import Tiers, page_keys, root_key
 from headstart.ops.attention import write_kv
+
+# What a process may take at its end to write down what it has cached.
+_FLUSH_SECONDS = 20.0
+_FLUSH_PAGES = 64
 
 
 @dataclass(eq=False)
@@ -81,6 +88,7 @@ class PagedKVStore(KVStore):
         self.page_size = page_size
         self.num_pages = num_pages
         self.tree = PrefixTree(page_size)
+        self.tiers: Tiers | None = None
         self._free = np.ones(num_pages, dtype=bool)
         self.num_free = num_pages
         self._leases: set[Lease] = set()
@@ -109,11 +117,93 @@ class PagedKVStore(KVStore):
         lease = Lease(self, None, [], 0)
         if namespace is not None:
             whole = (len(tokens) - 1) // self.page_size * self.page_size
-            node, pages = self.tree.match(namespace, np.asarray(tokens[:whole], dtype=np.int32))
+            ids = np.asarray(tokens[:whole], dtype=np.int32)
+            node, pages = self.tree.match(namespace, ids)
             self.tree.lock(node)
+            if self.tiers is not None and len(pages) * self.page_size < whole:
+                node, pages = self._fetch(node, pages, ids[len(pages) * self.page_size :], self.tiers)
             lease = Lease(self, node, pages, len(pages))
         self._leases.add(lease)
         return lease
+
+    def use_tiers(self, tiers: Tiers) -> None:
+        """Let evicted pages go to `tiers`, and come back on a hit."""
+
+        def name_pages(node: Node, tokens: Tokens) -> list[bytes]:
+            above = node.keys[-1] if node.keys else root_key(tiers.model, node.namespace or "")
+            return page_keys(above, tokens, self.page_size)
+
+        self.tiers = tiers
+        self.tree.name_pages = name_pages
+        self.tree.leaving = lambda keys, pages: tiers.put(keys, self._gather(pages))
+
+    @property
+    def tier_traffic(self) -> tuple[int, int]:
+        return (0, 0) if self.tiers is None else (self.tiers.spilled, self.tiers.restored)
+
+    def flush(self) -> None:
+        if self.tiers is not None:
+            self.tiers.flush(self._cached(), _FLUSH_SECONDS)
+
+    def _cached(self) -> Iterator[tuple[list[bytes], Tensor]]:
+        """Everything in the prefix tree, what was used last first, and nothing before what stands above it."""
+        seen: set[Node] = set()
+        for node in sorted(self.tree.nodes(), key=lambda node: node.last_used, reverse=True):
+            path: list[Node] = []
+            at: Node | None = node
+            while at is not None and at.pages and at not in seen:
+                seen.add(at)
+                path.append(at)
+                at = at.parent
+            for part in reversed(path):
+                for first in range(0, len(part.pages), _FLUSH_PAGES):
+                    chosen = slice(first, first + _FLUSH_PAGES)
+                    yield part.keys[chosen], self._gather(part.pages[chosen])
+
+    def _fetch(self, node: Node, pages: list[int], ids: Tokens, tiers: Tiers) -> tuple[Node, list[int]]:
+        """Bring back what the tiers hold of `ids`, which follow the locked `node`; the deepest node then, locked in
+        its place, and the pages of its path."""
+        assert self.tree.name_pages is not None
+        keys: list[bytes] = []
+        room = self.num_available
+        for at in range(0, len(ids), self.page_size):
+            (key,) = (
+                page_keys(keys[-1], ids[at : at + self.page_size], self.page_size)
+                if keys
+                else (self.tree.name_pages(node, ids[: self.page_size]))
+            )
+            if key not in tiers or len(keys) == room:
+                break
+            keys.append(key)
+        found = tiers.get(keys) if keys else []
+        taken = self.take(len(found), pages[-1] + 1 if pages else None) if found else None
+        if not taken:
+            return node, pages
+        self._scatter(taken, torch.stack(found))
+        deepest, held = self.tree.insert(node, ids[: len(taken) * self.page_size], taken)
+        self.tree.lock(deepest)
+        self.tree.unlock(node)
+        return deepest, pages + held
+
+    def _pools(self) -> list[Tensor]:
+        """Every tensor of keys or values once."""
+        return list({tensor.data_ptr(): tensor for tensor in self._keys + self._values}.values())
+
+    def _gather(self, pages: list[int]) -> Tensor:
+        """The bytes of pages `[N, page_bytes]`, uint8 on the CPU."""
+        index = torch.tensor(pages, dtype=torch.int64, device=self._keys[0].device)
+        return torch.cat([pool[index].flatten(1).view(torch.uint8) for pool in self._pools()], 1).cpu()
+
+    def _scatter(self, pages: list[int], data: Tensor) -> None:
+        """Write what `_gather` has read to other pages."""
+        device = self._keys[0].device
+        index = torch.tensor(pages, dtype=torch.int64, device=device)
+        data, at = data.to(device), 0
+        for pool in self._pools():
+            size = pool[0].numel() * pool.element_size()
+            part = data[:, at : at + size].contiguous().view(pool.dtype)
+            pool[index] = part.view(len(pages), *pool.shape[1:])
+            at += size
 
     def move(self, source: list[int], offsets: Tensor, target: list[int]) -> None:
         """Copy the keys and values at `offsets [K]` within the source pages to the front of the target pages."""
@@ -124,7 +214,7 @@ class PagedKVStore(KVStore):
         front = torch.arange(len(offsets), device=device)
         table = torch.tensor(target, dtype=torch.int64, device=device)
         places = table[front // self.page_size] * self.page_size + front % self.page_size
-        for pages in {tensor.data_ptr(): tensor for tensor in self._keys + self._values}.values():
+        for pages in self._pools():
             flat = pages.flatten(0, 1)
             flat[places] = flat[slots]
 
@@ -156,11 +246,19 @@ class PagedKVStore(KVStore):
         """Pages that are free or could be evicted now."""
         return self.num_free + self.tree.num_unlocked_pages
 
+    def holdings(self) -> dict[str | None, tuple[int, int]]:
+        held: Counter[str | None] = Counter()
+        for lease in self._leases:
+            held[self.tree.namespace(lease.node)] += len(lease.pages) - lease.shared
+        kept: Counter[str | None] = Counter()
+        for node in self.tree.nodes():
+            (held if node.locks else kept)[self.tree.namespace(node)] += len(node.pages)
+        return {namespace: (held[namespace], kept[namespace]) for namespace in {**held, **kept}}
+
     @property
     def bytes_per_page(self) -> int:
         """Memory of one page over all layers, aliases counted once."""
-        tensors = {t.data_ptr(): t for t in self._keys + self._values}
-        return sum(t[0].numel() * t.element_size() for t in tensors.values())
+        return sum(pool[0].numel() * pool.element_size() for pool in self._pools())
 
     def check(self) -> None:
         """Raise AssertionError unless every page is in exactly one place and the counters agree."""

@@ -1,6 +1,5 @@
 """The engine: requests in, one step at a time, outputs out. Everything else in this folder is one of its parts."""
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,13 +21,17 @@ from headstart.engine.intake import Prompt, read_prompt
 from headstart.engine.outputs import RequestMetrics, RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.planner import StepPlanner
+from headstart.engine.pooling import Pooler
 from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.runner import Runner
 from headstart.engine.sampler import Guess, Sampled, Sampler
+from headstart.engine.scheduler import ByPriority
 from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization, Verifier
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
+from headstart.engine.tiered import add_tiers
+from headstart.engine.watch import Watch, namespace_of
 from headstart.errors import InvalidRequestError, MethodError
 from headstart.models.decoder import Decoder
 from headstart.models.layers import Linear
@@ -59,6 +62,12 @@ class EngineStats:
     finished: dict[str, int] = field(default_factory=dict)
     drafts: dict[str, int] = field(default_factory=dict)
     methods: dict[str, dict[str, int]] = field(default_factory=dict)
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    step_seconds: float = 0.0
+    step_sizes: list[int] = field(default_factory=list)
+    tier_pages_out: int = 0
+    tier_pages_in: int = 0
 
 
 class Engine:
@@ -95,7 +104,10 @@ class Engine:
         if drafter is not None:
             drafter.allocate(num_pages, args.page_size, self.max_model_len)
         self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.page_size, device)
-        self._scheduler = self.stack.scheduler
+        if args.kv_tier is not None:
+            add_tiers(self.store, args.kv_tier, decoder, layers, device)
+        inner = self.stack.scheduler
+        self._scheduler = ByPriority(inner) if args.scheduling_policy == "priority" else inner
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
         self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts)
         self.runner = Runner(decoder, self.store, self.stack, device)
@@ -104,6 +116,9 @@ class Engine:
             self.eos_ids, (lambda token: "") if texts is None else texts.text, self.stack.get("verifier", Verifier)
         )
         self.requests: dict[str, Request] = {}
+        # Requests whose tokens could not be taken, where somebody ends them; otherwise the step raises.
+        self.failures: list[tuple[str, Exception]] | None = None
+        self.watch = Watch(self.planner, self.store, self.requests, self.stack.methods)
         self._bind_weights(decoder)
         if device.type == "cpu" and decoder.dtype in (torch.bfloat16, torch.float16):
             widening_pays_from(decoder.dtype)  # measured now, not within somebody's first request
@@ -156,9 +171,8 @@ class Engine:
         own_namespace = shares and not self.args.enable_prefix_caching and params.generated > 1
         namespace = f"request:{request_id}" if own_namespace else None
         if shares and self.args.enable_prefix_caching:
-            parts = (self.stack.identity(len(ids)), self.checkpoint.decoder.reuse_salt(len(ids)), cache_salt or "")
-            # Hashed, since a salt may be long and is kept as long as its pages.
-            namespace = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+            reuse_salt = self.checkpoint.decoder.reuse_salt(len(ids))
+            namespace = namespace_of(cache_salt, self.stack.identity(len(ids)), reuse_salt)
         room = self.max_model_len - len(ids)
         request = Request(
             request_id=request_id,
@@ -169,6 +183,7 @@ class Engine:
             namespace=namespace,
             own_namespace=own_namespace,
             metrics=RequestMetrics(arrival_time=arrived),
+            pooler=None if params.pooling is None else Pooler(params.pooling, self.checkpoint.path),
         )
         request.sequences = [self._sequence(request, index) for index in range(params.generated)]
         return request
@@ -210,27 +225,38 @@ class Engine:
         if self._speculation is not None:
             allotments = self._speculation.extend(allotments)
         self._note_start(allotments)
+        planned = self.watch.planned(allotments)
         batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device)
         hidden = self.runner.run(batch)
         if self._speculation is not None:
             allotments = self._speculation.add_late(allotments)
         ready = self._collect(allotments, hidden)
         self._totals["steps"] += 1
+        touched: dict[str, Request] = {}
         for allotment in allotments:
             sequence = allotment.sequence
             sequence.num_computed += allotment.num_tokens
             assert sequence.lease is not None
             sequence.lease.commit(sequence.tokens, self._num_shareable(sequence))
-        touched: dict[str, Request] = {}
-        before = self._totals["generation"]
+            if sequence.request.pooler is not None and not sequence.num_uncomputed:
+                self._finish(sequence, "stop")
+                touched[sequence.request.request_id] = sequence.request
+        said = self._totals["generation"]
         if ready:
             for sequence, drawn in self._draws(*ready):
-                self._append(sequence, drawn)
+                try:
+                    self._append(sequence, drawn)
+                except Exception as error:
+                    if self.failures is None:
+                        raise
+                    self.failures.append((sequence.request.request_id, error))
+                    continue
                 touched[sequence.request.request_id] = sequence.request
         for allotment in allotments:
             self._drop_keys(allotment.sequence)
         if self._speculation is not None:
-            self._speculation.end(self._totals["generation"] - before)
+            self._speculation.end(self._totals["generation"] - said)
+        self.watch.ran(planned)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
 
     def stats(self) -> EngineStats:
@@ -250,6 +276,12 @@ class Engine:
             finished=dict(self._finished),
             drafts={} if self._speculation is None else dict(self._speculation.counts),
             methods={item.card.key: counts for item in self.stack.methods if (counts := item.counters())},
+            prefill_tokens=self.watch.prefill_tokens,
+            decode_tokens=self.watch.decode_tokens,
+            step_seconds=self.watch.step_seconds,
+            step_sizes=list(self.watch.step_sizes),
+            tier_pages_out=self.store.tier_traffic[0],
+            tier_pages_in=self.store.tier_traffic[1],
         )
 
     def _num_shareable(self, sequence: Sequence) -> int:
@@ -279,6 +311,11 @@ class Engine:
                 f"the prompt has {len(ids)} tokens, but this model serves at most {self.max_model_len} tokens of "
                 "prompt and output together; shorten the prompt",
                 "prompt",
+            )
+        if params.priority and self.args.scheduling_policy != "priority":
+            raise InvalidRequestError(
+                "priority is only for engines with --scheduling-policy priority; this one serves in order of arrival",
+                "priority",
             )
         for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             beyond = [token for token in tokens or () if not 0 <= token < self.vocab_size]
@@ -328,6 +365,11 @@ class Engine:
         at = 0
         for allotment in allotments:
             sequence = allotment.sequence
+            if sequence.request.pooler is not None:
+                width = allotment.num_tokens if sequence.wants_prompt_rows else int(allotment.completes)
+                sequence.request.pooler.add(hidden[at : at + width], sequence.num_computed)
+                at += width
+                continue
             if sequence.wants_prompt_logprobs and sequence.num_computed < sequence.num_prompt:
                 self._note_prompt(allotment, hidden[at : at + allotment.num_tokens])
                 at += allotment.num_tokens
@@ -460,6 +502,7 @@ class Engine:
 
     def _retire(self, request: Request) -> None:
         request.metrics.finished_time = time.monotonic()
+        request.metrics.chunks = self.watch.chunks(request.request_id)
         del self.requests[request.request_id]
         if request.own_namespace and request.namespace is not None:
             self.store.drop(request.namespace)

@@ -1,9 +1,11 @@
 """Structured output: which tokens a grammar allows next, as bitmasks over the vocabulary."""
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from threading import Lock
+from concurrent.futures import Future
+from threading import Lock, Thread
 from typing import Any
 
 import llguidance
@@ -14,6 +16,10 @@ from headstart.engine.params import StructuredOutputs
 from headstart.errors import InvalidRequestError
 
 CACHED_GRAMMARS = 64
+# A schema of a few thousand properties takes about a second; the library's own limits end what takes much longer.
+COMPILE_SECONDS = 10.0
+# llguidance 1.9 recurses without end on constants from -2**63 to -2**63 + 8, and takes the process with it.
+_FATAL = re.compile(r"-92233720368547758\d\d(?!\d)")
 # JSON allows white space without end between its parts, and a small model can then write nothing else until
 # its tokens run out. One space, or one line break with its indentation, keeps every usual layout possible.
 JSON_OPTIONS: Any = {"whitespace_pattern": r"( |\n {0,32})?"}
@@ -58,11 +64,17 @@ class GrammarCompiler:
         tokenizer: the model's tokenizer, whose tokens' bytes the grammars are matched against.
         eos_token_id: the id or ids that end an output; allowed where the grammar may end.
         vocab_size: V, the number of logits; ids above the tokenizer's own are never allowed.
+        compile_seconds: a grammar that takes longer to compile is refused.
     """
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, eos_token_id: int | Sequence[int] | None, vocab_size: int
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        eos_token_id: int | Sequence[int] | None,
+        vocab_size: int,
+        compile_seconds: float = COMPILE_SECONDS,
     ) -> None:
+        self._compile_seconds = compile_seconds
         self._tokenizer = tokenizer
         self._eos = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or []) or None
         self._grammar_vocab = max(vocab_size, tokenizer.get_vocab_size(with_added_tokens=True))
@@ -75,20 +87,42 @@ class GrammarCompiler:
         """A matcher at the start of the grammar; compiled grammars are kept for the next request.
 
         Raises:
-            InvalidRequestError: the schema, expression or grammar is malformed, unsatisfiable or unsupported.
+            InvalidRequestError: the schema, expression or grammar is malformed, unsatisfiable, unsupported, or takes
+                too long to compile.
         """
         grammar, kind = _grammar_of(outputs)
+        if _FATAL.search(grammar):
+            raise _invalid(kind, "it has a number too close to the least 64-bit integer")
         with self._lock:
             prototype = self._compiled.get(grammar)
-            if prototype is None:
-                prototype = llguidance.LLMatcher(self._tokenizer_trie(), grammar, log_level=0)
-                if prototype.is_error():
-                    raise _invalid(kind, prototype.get_error())
-                self._compiled[grammar] = prototype
+            trie = self._tokenizer_trie()
+        if prototype is None:
+            prototype = self._compiled_in_time(grammar, kind, trie)
+        with self._lock:
+            self._compiled[grammar] = prototype
             self._compiled.move_to_end(grammar)
             if len(self._compiled) > CACHED_GRAMMARS:
                 self._compiled.popitem(last=False)
-            return Matcher(prototype.deep_copy(), self._grammar_vocab, self._vocab_size)
+        return Matcher(prototype.deep_copy(), self._grammar_vocab, self._vocab_size)
+
+    def _compiled_in_time(self, grammar: str, kind: str, trie: llguidance.LLTokenizer) -> llguidance.LLMatcher:
+        """A grammar's matcher, unless it takes too long: its thread then runs on to the library's limits alone."""
+        made: Future[llguidance.LLMatcher] = Future()
+
+        def work() -> None:
+            try:
+                made.set_result(llguidance.LLMatcher(trie, grammar, log_level=0))
+            except BaseException as error:
+                made.set_exception(error)
+
+        Thread(target=work, name="headstart-grammar", daemon=True).start()
+        try:
+            matcher = made.result(self._compile_seconds)
+        except TimeoutError:
+            raise _invalid(kind, f"it takes more than {self._compile_seconds:g} seconds to compile") from None
+        if matcher.is_error():
+            raise _invalid(kind, matcher.get_error())
+        return matcher
 
     def _tokenizer_trie(self) -> llguidance.LLTokenizer:
         # Built on first use: it takes a second for a vocabulary of 100 thousand, and most runs never need it.

@@ -16,6 +16,7 @@ from headstart.engine.engine import Engine, with_output_kind
 from headstart.engine.intake import Prompt
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
+from headstart.engine.pooling import Pooling, unit
 from headstart.engine.request import Request
 from headstart.errors import HeadstartError, InvalidRequestError, did_you_mean
 
@@ -130,6 +131,23 @@ class LLM:
             ids = self.encode(text, add_special_tokens=False)
             prompts.append({"prompt_token_ids": ids})
         return self.generate(prompts, sampling_params, use_tqdm)
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "auto", normalize: bool = True
+    ) -> list[list[float]]:
+        """Embeddings of prompts: one `[hidden]` each, from the last layer's hidden states.
+
+        Args:
+            prompts: as for `generate`.
+            pooling: "last" token's state, "mean" over all tokens, or "auto" for what the checkpoint says.
+            normalize: make their length 1.
+
+        Raises:
+            InvalidRequestError: a prompt that cannot be read.
+        """
+        outputs = self.generate(prompts, SamplingParams(max_tokens=1, pooling=pooling))
+        vectors = [output.embedding or [] for output in outputs]
+        return [unit(vector) for vector in vectors] if normalize else vectors
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None

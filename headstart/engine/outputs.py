@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+Chunk = tuple[float, float, int]
+"""A step in which a part of a prompt was read: when it began and ended, and the tokens read."""
+
 
 @dataclass
 class Logprob:
@@ -14,7 +17,10 @@ class Logprob:
 
 @dataclass
 class RequestMetrics:
-    """When things happened to a request, in seconds of `time.monotonic()`; None until they did."""
+    """When things happened to a request, in seconds of `time.monotonic()`; None until they did.
+
+    `chunks` are told when it has finished.
+    """
 
     arrival_time: float
     first_scheduled_time: float | None = None
@@ -22,6 +28,7 @@ class RequestMetrics:
     last_token_time: float | None = None
     finished_time: float | None = None
     preemptions: int = 0
+    chunks: tuple[Chunk, ...] = ()
 
     @property
     def time_to_first_token(self) -> float | None:
@@ -58,6 +65,7 @@ class RequestOutput:
 
     `num_cached_tokens` counts prompt tokens whose KV cache was found rather than computed.
     `exact` says whether the methods in force leave the model's distribution unchanged.
+    `embedding` is the pooled prompt `[hidden]`, for requests with `pooling`; those generate nothing.
     """
 
     request_id: str
@@ -69,3 +77,4 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
     exact: bool = field(default=True)
+    embedding: list[float] | None = None

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from headstart.engine.pooling import Pooling
 from headstart.errors import InvalidRequestError
 
 
@@ -60,6 +61,9 @@ class SamplingParams:
         detokenize: False returns ids only.
         skip_special_tokens: leave special tokens out of the text.
         structured_outputs: a grammar for the output.
+        pooling: return an embedding of the prompt instead of generating: "last", "mean", or "auto" for what the
+            checkpoint says.
+        priority: with the priority scheduling policy, requests of a lower number go first.
         output_kind: what a stream yields: all so far, only what is new, or only the end.
 
     Raises:
@@ -88,6 +92,8 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
+    pooling: Pooling | None = None
+    priority: int = 0
     output_kind: Literal["cumulative", "delta", "final"] = field(default="cumulative")
 
     def __post_init__(self) -> None:
@@ -112,6 +118,11 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", "min_tokens"
             )
+        _integer("priority", self.priority, -(2**31), 2**31)
+        if self.pooling not in (None, "auto", "last", "mean"):
+            raise InvalidRequestError(f"pooling must be 'auto', 'last' or 'mean', not {self.pooling!r}", "pooling")
+        if self.pooling is not None and (self.generated > 1 or self.prompt_logprobs is not None):
+            raise InvalidRequestError("pooling gives one embedding and nothing beside it", "pooling")
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, 2**31)

@@ -101,7 +101,7 @@ class StepPlanner:
         if self._blocked == (sequence, self.store.num_available):
             return 0
         # Keys that are found bring no logits with them.
-        namespace = None if sequence.wants_prompt_logprobs else sequence.request.namespace
+        namespace = None if sequence.wants_prompt_rows else sequence.request.namespace
         lease = self.store.open(namespace, sequence.tokens)
         spare = max(1, int(self.store.num_pages * WATERMARK)) if self.running else 0
         wanted = -(-len(sequence.tokens) // self.store.page_size) - len(lease.pages)

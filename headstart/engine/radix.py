@@ -5,7 +5,7 @@ unlocked stays until its pages are wanted, and goes leaf by leaf, least recently
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -22,7 +22,7 @@ Tokens = npt.NDArray[np.int32]
 class Node:
     """A run of pages: `tokens` holds `len(pages) * page_size` ids that follow the parent's.
 
-    A root has neither, and bears its `namespace`.
+    A root has neither, and bears its `namespace`. `keys` name the pages in lower tiers, where there are any.
     """
 
     parent: "Node | None"
@@ -32,6 +32,7 @@ class Node:
     locks: int = 0
     last_used: int = 0
     namespace: str | None = None
+    keys: list[bytes] = field(default_factory=list)
 
 
 class PrefixTree:
@@ -39,10 +40,16 @@ class PrefixTree:
 
     Args:
         page_size: tokens per page; only whole pages are shared.
+
+    Attributes:
+        name_pages: names the pages of some tokens below a node, for the lower tiers; None where there are none.
+        leaving: told keys and pages of what is evicted, while the pages still hold it.
     """
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
+        self.name_pages: Callable[[Node, Tokens], list[bytes]] | None = None
+        self.leaving: Callable[[list[bytes], list[int]], None] | None = None
         self.num_pages = 0
         self.num_unlocked_pages = 0
         self._roots: dict[str, Node] = {}
@@ -75,9 +82,11 @@ class PrefixTree:
         its own rather than the caller's.
         """
         assert len(tokens) == len(pages) * self.page_size
+        keys = [] if self.name_pages is None else self.name_pages(node, tokens)
         if node.locks == 1 and not node.children and node.parent is not None:
             # Only the caller stands here: its node grows, and a long output stays one node.
             node.tokens, node.pages = np.concatenate((node.tokens, tokens)), node.pages + pages
+            node.keys += keys
             node.last_used = next(self._clock)
             self.num_pages += len(pages)
             return node, pages
@@ -86,7 +95,7 @@ class PrefixTree:
             at = len(held) * self.page_size
             child = node.children.get(self._key(tokens, at))
             if child is None:
-                child = Node(node, tokens[at:].copy(), pages[len(held) :])
+                child = Node(node, tokens[at:].copy(), pages[len(held) :], keys=keys[len(held) :])
                 node.children[self._key(tokens, at)] = child
                 self.num_pages += len(child.pages)
                 self.num_unlocked_pages += len(child.pages)
@@ -124,6 +133,7 @@ class PrefixTree:
     def evict(self, wanted: int) -> list[int]:
         """Up to `wanted` pages taken from the ends of the least recently used unlocked leaves."""
         freed: list[int] = []
+        left: list[bytes] = []
         while len(freed) < wanted and self._oldest:
             entry = heapq.heappop(self._oldest)
             if not self._is_candidate(entry):
@@ -131,13 +141,17 @@ class PrefixTree:
             node = entry[2]
             cut = max(0, len(node.pages) - (wanted - len(freed)))
             freed += node.pages[cut:]
+            left += node.keys[cut:]
             if cut == 0:
                 self._remove(node)
             else:
                 node.pages, node.tokens = node.pages[:cut], node.tokens[: cut * self.page_size]
+                node.keys = node.keys[:cut]
                 self._offer(node)
         self.num_pages -= len(freed)
         self.num_unlocked_pages -= len(freed)
+        if self.leaving is not None and freed:
+            self.leaving(left, freed)
         return freed
 
     def drop(self, namespace: str) -> list[int]:
@@ -163,6 +177,13 @@ class PrefixTree:
             yield node
             stack += node.children.values()
 
+    @staticmethod
+    def namespace(node: Node | None) -> str | None:
+        """The namespace in which a node hangs; None of None, and of a node whose namespace was dropped."""
+        while node is not None and node.parent is not None:
+            node = node.parent
+        return None if node is None else node.namespace
+
     def _root(self, namespace: str) -> Node:
         if namespace not in self._roots:
             self._roots[namespace] = Node(None, np.empty(0, np.int32), [], namespace=namespace)
@@ -182,10 +203,11 @@ class PrefixTree:
         """Cut a node after so many pages; returns the new upper part, which bears the same locks."""
         assert node.parent is not None and 0 < pages < len(node.pages)
         cut = pages * self.page_size
-        upper = Node(node.parent, node.tokens[:cut], node.pages[:pages], locks=node.locks)
+        upper = Node(node.parent, node.tokens[:cut], node.pages[:pages], locks=node.locks, keys=node.keys[:pages])
         upper.last_used = node.last_used
         node.parent.children[self._key(node.tokens, 0)] = upper
         node.tokens, node.pages, node.parent = node.tokens[cut:], node.pages[pages:], upper
+        node.keys = node.keys[pages:]
         upper.children[self._key(node.tokens, 0)] = node
         return upper
 

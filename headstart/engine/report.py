@@ -12,6 +12,7 @@ def render(request: Request, exact: bool) -> RequestOutput:
         chosen = sorted(chosen, key=_likelihood, reverse=True)[: params.n]
     delta = params.output_kind == "delta" and params.generated == params.n
     outputs = []
+    complete = all(sequence.finish_reason == "stop" for sequence in request.sequences)
     for index, sequence in enumerate(chosen):
         output = _delta(request, sequence) if delta else _cumulative(sequence)
         if output is not None:
@@ -27,6 +28,7 @@ def render(request: Request, exact: bool) -> RequestOutput:
         prompt_logprobs=request.prompt_logprobs,
         num_cached_tokens=request.num_cached,
         exact=exact,
+        embedding=None if request.pooler is None or not complete else request.pooler.vector(),
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.engine.outputs import Logprob, RequestMetrics
 from headstart.engine.params import SamplingParams
+from headstart.engine.pooling import Pooler
 from headstart.engine.seams import PageLease
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ class Sequence:
         """Whether logits of prompt rows are wanted from this sequence."""
         return self.index == 0 and self.params.prompt_logprobs is not None and not self.request.prompt_done
 
+    @property
+    def wants_prompt_rows(self) -> bool:
+        """Whether hidden states of all prompt rows are wanted from this sequence, for whatever purpose."""
+        pooler = self.request.pooler
+        return self.wants_prompt_logprobs or (pooler is not None and pooler.wants_all)
+
 
 @dataclass(eq=False)
 class Request:
@@ -104,6 +111,7 @@ class Request:
     Attributes:
         namespace: under which its keys are shared; None shares nothing.
         own_namespace: whether the namespace ends with the request.
+        pooler: makes the prompt's embedding; None generates.
         num_sent: per output, the tokens and characters already handed out to a stream of deltas.
         closed: the outputs whose end such a stream has been told.
     """
@@ -119,6 +127,7 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     prompt_done: bool = False
+    pooler: Pooler | None = None
     num_cached: int = 0
     num_sent: dict[int, tuple[int, int]] = field(default_factory=dict)
     closed: set[int] = field(default_factory=set)

@@ -263,6 +263,20 @@ class KVStore(Seam, ABC):
     def num_available(self) -> int:
         """Pages that are free or could be made free now."""
 
+    def flush(self) -> None:
+        """Write down what should outlive the process; called once, when the engine ends."""
+        return
+
+    @property
+    def tier_traffic(self) -> tuple[int, int]:
+        """Pages that went to lower tiers so far, and pages that came back."""
+        return 0, 0
+
+    def holdings(self) -> dict[str | None, tuple[int, int]]:
+        """Pages by namespace: held by leases, and kept for reuse only. A store that keeps no such account says all of
+        them under None."""
+        return {None: (self.num_pages - self.num_free - self.num_cached, self.num_cached)}
+
     @abstractmethod
     def write(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Put a layer's `k, v [T, Hkv, D]` at `slots [T]`; nothing where the layer is an alias of another."""

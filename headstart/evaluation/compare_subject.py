@@ -57,7 +57,7 @@ class Subject:
         path = default_checkpoint_path() if model is None else resolve(model)
         config = ModelConfig.from_hf(read_json(path / "config.json"), str(path / "config.json"))
         found = str(run_dtype(dtype or "auto", config)).removeprefix("torch.")
-        name = "the built-in story model" if model is None else str(model).rstrip("/").rsplit("/", 1)[-1]
+        name = "the built-in model" if model is None else str(model).rstrip("/").rsplit("/", 1)[-1]
         return cls(name, path, config, True, _known_dtype(found), _known_device(device))
 
     @classmethod

@@ -24,14 +24,15 @@ from headstart.evaluation.quality_text import (
     held_out_documents,
     prefers_good,
     random_windows,
+    tail_bits,
     token_logprobs,
     windows,
 )
 from headstart.evaluation.tasks import TASKS, Example, MissingDataError, Sources, Task, TooShortError, resolve, task
 from headstart.methods import registry
 
-LOGITS, BITS, BLIMP, LM_EVAL = "logits", "bits_per_byte", "blimp", "lm_eval:"
-PROBES = (LOGITS, BITS, BLIMP)
+LOGITS, BITS, CONTEXT, BLIMP, LM_EVAL = "logits", "bits_per_byte", "context_bits", "blimp", "lm_eval:"
+PROBES = (LOGITS, BITS, CONTEXT, BLIMP)
 DEFAULT_TASKS = ("niah_depth", "niah_multikey_1", "niah_multivalue", "vt", "kv_retrieval", "multi_turn", BITS)
 QUICK_TASKS = ("niah_depth", "vt", BITS)
 # One picture needs a needle at several depths, whatever the count.
@@ -47,7 +48,7 @@ class QualitySettings:
     """What is asked.
 
     Args:
-        tasks: keys of tasks and groups, `logits`, `bits_per_byte`, `blimp` and `lm_eval:NAME`.
+        tasks: keys of tasks and groups, `logits`, `bits_per_byte`, `context_bits`, `blimp` and `lm_eval:NAME`.
         lengths: tokens of prompt and answer together.
         count: contexts for each task and length.
         seed: of all examples.
@@ -192,6 +193,8 @@ class Run:
             return self._logits(length)
         if key == BITS:
             return self._bits(length)
+        if key == CONTEXT:
+            return self._context(length)
         if key == BLIMP:
             return self._blimp()
         if key.startswith(LM_EVAL):
@@ -304,6 +307,25 @@ class Run:
         rate = sum(bits for bits, _ in measured) / max(1, sum(size for _, size in measured))
         self.results.add(Record(BITS, length, index, rate, dict(zip(names, map(list, measured), strict=True))))
         self.reporter.step(f"{BITS} at {length:,}", 1)
+
+    def _context(self, length: int) -> Score:
+        """Bits per byte of the same tokens at every length: those that end the longest windows."""
+        shortest, longest = min(self.settings.lengths), max(self.settings.lengths)
+        # Which tokens these are depends on the lengths, which may differ between runs that share results.
+        key = f"{CONTEXT}:{shortest}-{longest}"
+        done = self.results.find(key, length)
+        if not all(index in done for index in range(self.settings.count)):
+            for index, window in enumerate(self._windows(longest - 1)):
+                if index not in done:
+                    self.reporter.step(f"{CONTEXT} at {length:,}", 0)
+                    self.results.add(
+                        Record(key, length, index, tail_bits(self.llm, window, length - 1, shortest // 2), {})
+                    )
+                    self.reporter.step(f"{CONTEXT} at {length:,}", 1)
+        found = self.results.find(key, length)
+        records = [record for index, record in found.items() if index < self.settings.count]
+        score = mean_score(CONTEXT, length, records, "bits per byte of the same tokens after so long a context")
+        return score.model_copy(update={"unit": "bits per byte"})
 
     def _blimp(self) -> Score:
         """Accuracy over minimal pairs, by field."""

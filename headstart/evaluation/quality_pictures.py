@@ -44,7 +44,7 @@ def _cell(value: float | None) -> Text:
 
 
 def draw_pictures(scores: Sequence[Score], directory: Path) -> list[Path]:
-    """Write `needles.png` and `bits-per-byte.png` where there are scores for them; none without matplotlib."""
+    """Write `needles.png`, `bits-per-byte.png`, `context-bits.png` where there are scores; none without matplotlib."""
     if find_spec("matplotlib") is None:
         return []
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,7 +53,12 @@ def draw_pictures(scores: Sequence[Score], directory: Path) -> list[Path]:
     found = []
     needles = has_picture([score for score in scores if score.task == "niah_depth"], "depth")
     curves = has_picture(scores, "position")
-    for name, chosen, draw in (("needles", needles, _draw_needles), ("bits-per-byte", curves, _draw_bits)):
+    contexts = [score for score in scores if score.task == "context_bits" and score.skipped is None]
+    for name, chosen, draw in (
+        ("needles", needles, _draw_needles),
+        ("bits-per-byte", curves, _draw_bits),
+        ("context-bits", contexts if len(contexts) > 1 else [], _draw_context),
+    ):
         if chosen:
             figure = Figure(figsize=(7, 4.2), layout="constrained")
             FigureCanvasAgg(figure)
@@ -88,3 +93,12 @@ def _draw_bits(figure: Any, scores: Sequence[Score]) -> None:
     axes.set(xlabel="position up to, in tokens", ylabel="bits per byte", title="Held-out text by position")
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def _draw_context(figure: Any, scores: Sequence[Score]) -> None:
+    axes = figure.add_subplot()
+    scores = sorted(scores, key=lambda score: score.length)
+    axes.errorbar([s.length for s in scores], [s.score for s in scores], [s.error for s in scores], marker="o")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="context in tokens", ylabel="bits per byte", title="The same held-out tokens after more context")
+    axes.grid(alpha=0.3)

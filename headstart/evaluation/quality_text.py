@@ -137,6 +137,12 @@ def token_logprobs(llm: LLM, prompts: Sequence[list[int]]) -> list[list[float]]:
     return found
 
 
+def tail_bits(llm: LLM, window: Window, length: int, count: int) -> float:
+    """Bits per byte of a window's last `count` tokens, of which the model reads only the last `length`."""
+    (logprobs,) = token_logprobs(llm, [window.token_ids[-length:]])
+    return -sum(logprobs[-count:]) / math.log(2) / max(1, sum(window.sizes[-count:]))
+
+
 def bucket_edges(length: int) -> list[int]:
     """Positions 0, 256, 512, 1024, ... up to `length`."""
     edges = [0]

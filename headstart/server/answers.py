@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from headstart.engine.outputs import CompletionOutput, RequestOutput
+from headstart.server.errors import ApiError
 from headstart.server.logprobs import prompt_logprobs
 from headstart.server.protocol import GenerationRequest
 from headstart.server.service import Job, Service
@@ -61,14 +62,15 @@ class Answer(ABC):
         closing = self.service.lifecycle.closing
         if self.asked.stream:
             begun = await begin(outputs, request.receive, closing)
-            return EventStream(begun, self._events(begun), closing)
-        return JSONResponse(self._body(await unless_gone(request.receive, closing, _last(outputs))))
+            return EventStream(begun, self.events(begun), closing, self.farewell)
+        return JSONResponse(self.whole(await unless_gone(request.receive, closing, last_outputs(outputs))))
 
     def number(self, job: int, choice: CompletionOutput) -> int:
         """The choice's index among all of the response."""
         return job * (self.asked.n or 1) + choice.index
 
-    def _body(self, outputs: dict[int, RequestOutput]) -> dict[str, Any]:
+    def whole(self, outputs: dict[int, RequestOutput]) -> dict[str, Any]:
+        """The body of the response, from the last output of each job."""
         choices: list[dict[str, Any]] = []
         for job, output in sorted(outputs.items()):
             self.usage.add(job, output)
@@ -79,7 +81,12 @@ class Answer(ABC):
         choices.sort(key=lambda choice: choice["index"])
         return self._envelope(self.object_whole, choices) | {"usage": self.usage.body()}
 
-    async def _events(self, outputs: AsyncIterator[tuple[int, RequestOutput]]) -> AsyncGenerator[bytes, None]:
+    def farewell(self, error: ApiError) -> bytes:
+        """The end of a stream that an error cuts short."""
+        return event(error.body()) + DONE
+
+    async def events(self, outputs: AsyncIterator[tuple[int, RequestOutput]]) -> AsyncGenerator[bytes, None]:
+        """The stream of the response."""
         with_usage = bool(self.asked.stream_options and self.asked.stream_options.include_usage)
         # OpenAI's API has the field in every chunk once it is asked for, and its value in the last.
         usage = {"usage": None} if with_usage else {}
@@ -104,6 +111,6 @@ class Answer(ABC):
         }
 
 
-async def _last(outputs: AsyncGenerator[tuple[int, RequestOutput], None]) -> dict[int, RequestOutput]:
+async def last_outputs(outputs: AsyncGenerator[tuple[int, RequestOutput], None]) -> dict[int, RequestOutput]:
     """The last output of each job."""
     return {job: output async for job, output in outputs}

@@ -1,5 +1,6 @@
 """The web application: every endpoint around one engine."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -7,52 +8,97 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
 
-from headstart import AsyncEngine, __version__
-from headstart.server.auth import ApiKeyGuard, check_keys
+from headstart import __version__
+from headstart.engine.client import EngineClient
+from headstart.server.auth import ApiKeyGuard
 from headstart.server.chat import chat_routes
 from headstart.server.completions import completion_routes
+from headstart.server.embeddings import embedding_routes
 from headstart.server.errors import install_error_handlers
+from headstart.server.health import Probe
 from headstart.server.lifecycle import DrainGate
+from headstart.server.limits import Outermost, TenantGate
+from headstart.server.metrics import AnswerCounter
+from headstart.server.openapi import openapi_routes
+from headstart.server.responses import response_routes
 from headstart.server.service import Service
+from headstart.server.tenants import Tenants, tenants_of_keys
 from headstart.server.tokens import token_routes
+from headstart.server.tracing import TraceHeaders, Tracing
+from headstart.server.web import page_routes
+
+# A client on a slow line may stall for a while; one that has gone without a word never comes back.
+CLIENT_TIMEOUT = 60.0
+# The page itself holds nothing secret, and asks for a key before it shows anything.
+PAGE_PATHS = ("/", "/page/")
 
 
-def create_app(engine: AsyncEngine, *, served_model_name: str | None = None, api_keys: Sequence[str] = ()) -> FastAPI:
+def create_app(
+    engine: EngineClient,
+    *,
+    served_model_name: str | None = None,
+    api_keys: Sequence[str] = (),
+    tenants: Tenants | None = None,
+    max_queued_requests: int | None = None,
+    client_timeout: float = CLIENT_TIMEOUT,
+    allowed_origins: Sequence[str] = (),
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """The application around `engine`, which it shuts down when it ends. `app.state.service` holds its parts.
 
     Args:
         engine: runs the requests.
         served_model_name: what clients call the model (default: the engine's name for it).
         api_keys: any of them opens all paths but health and metrics, which are open; none opens everything.
+        tenants: who has which keys and limits, instead of `api_keys`.
+        max_queued_requests: with so many prompts waiting for the engine, no more are taken; None is no limit.
+        client_timeout: seconds that a client may take to send a body, or to read what was sent to it.
+        allowed_origins: web pages of these origins may call the server from a browser; `*` is every page.
+        tracing: takes spans of every request (`tracing_to`); None makes none.
 
     Raises:
         HeadstartError: an API key is empty.
     """
-    check_keys(api_keys)
-    service = Service(engine, served_model_name or engine.model_name)
+    tenants = tenants or tenants_of_keys(api_keys)
+    service = Service(engine, served_model_name or engine.model_name, max_queued_requests)
     app = FastAPI(
         title="Headstart",
         version=__version__,
         openapi_url=None,
-        lifespan=_lifespan(engine),
+        lifespan=_lifespan(engine, tracing),
         redirect_slashes=False,
     )
-    app.state.service = service
-    for routes in (operation_routes, model_routes, completion_routes, chat_routes, token_routes):
+    app.state.service, app.state.tenants = service, tenants
+    api_routes = (completion_routes, chat_routes, response_routes, embedding_routes, token_routes, openapi_routes)
+    for routes in (operation_routes, model_routes, *api_routes, page_routes):
         app.include_router(routes(service))
     install_error_handlers(app)
-    if api_keys:
-        app.add_middleware(ApiKeyGuard, keys=api_keys)
+    if tracing is not None:
+        service.tracing = tracing
+        app.add_middleware(TraceHeaders)
+    # From the inside out.
+    app.add_middleware(TenantGate, refused=service.metrics.refused, client_timeout=client_timeout)
+    app.add_middleware(ApiKeyGuard, tenants=tenants, open_paths=PAGE_PATHS)
     app.add_middleware(DrainGate, lifecycle=service.lifecycle)
+    if allowed_origins:
+        methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(allowed_origins), allow_methods=methods, allow_headers=headers
+        )
+    app.add_middleware(Outermost, client_timeout=client_timeout)
+    app.add_middleware(AnswerCounter, metrics=service.metrics)
     return app
 
 
-def _lifespan(engine: AsyncEngine) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(engine: EngineClient, tracing: Tracing | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         yield
         await engine.shutdown()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.shutdown)
 
     return lifespan
 
@@ -60,14 +106,20 @@ def _lifespan(engine: AsyncEngine) -> Callable[[FastAPI], AbstractAsyncContextMa
 def operation_routes(service: Service) -> APIRouter:
     """Health, metrics and version."""
     router = APIRouter()
+    probe = Probe(service)
 
     @router.get("/health")
     async def health() -> Response:
         if service.engine.errored is not None:
-            return JSONResponse({"status": "dead"}, 503)
+            return JSONResponse({"status": "restarting" if service.engine.restarting else "dead"}, 503)
         if service.lifecycle.draining:
             return JSONResponse({"status": "draining"}, 503)
         return JSONResponse({"status": "ok"})
+
+    @router.get("/health_generate")
+    async def health_generate() -> Response:
+        alive = await probe.generates()
+        return JSONResponse({"status": "ok"} if alive else {"status": "no token came"}, 200 if alive else 503)
 
     @router.get("/metrics")
     async def metrics() -> Response:

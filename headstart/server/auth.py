@@ -1,37 +1,36 @@
-"""API keys: `Authorization: Bearer KEY` on everything but health and metrics."""
-
-import hashlib
-import hmac
-from collections.abc import Iterable
+"""API keys: `Authorization: Bearer KEY` on everything but health and metrics, and whose request it is."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from headstart.errors import HeadstartError
 from headstart.server.errors import ApiError
+from headstart.server.tenants import Tenant, Tenants, current_tenant
 
-OPEN_PATHS = frozenset({"/health", "/metrics"})
-
-
-def check_keys(keys: Iterable[str]) -> None:
-    """Refuse keys that a client could bring without knowing any.
-
-    Raises:
-        HeadstartError: a key is empty or nothing but spaces.
-    """
-    if not all(key.strip() for key in keys):
-        raise HeadstartError("an API key is empty, so that anybody has it; give each key at least one character")
+OPEN_PATHS = frozenset({"/health", "/health_generate", "/metrics"})
+"""Paths without anything secret, for those who watch the server."""
 
 
 class ApiKeyGuard:
-    """ASGI middleware that answers 401 to requests without one of the keys."""
+    """ASGI middleware that answers 401 to requests without a tenant's key, and sets `current_tenant` for the others.
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
-        self.app = app
-        self._digests = [_digest(key.encode()) for key in keys]
+    Args:
+        app: what it guards.
+        tenants: who may come in.
+        open_paths: further paths that need no key; one that ends with `/` opens everything below it.
+    """
+
+    def __init__(self, app: ASGIApp, tenants: Tenants, open_paths: tuple[str, ...] = ()) -> None:
+        self.app, self.tenants = app, tenants
+        self._open = OPEN_PATHS | set(open_paths)
+        self._open_below = tuple(path for path in open_paths if path.endswith("/") and path != "/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._admits(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in self._open or scope["path"].startswith(self._open_below):
+            await self.app(scope, receive, send)
+            return
+        tenant = self._tenant(Headers(scope=scope))
+        if tenant is not None:
+            current_tenant.set(tenant)
             await self.app(scope, receive, send)
             return
         error = ApiError(
@@ -43,13 +42,9 @@ class ApiKeyGuard:
         )
         await error.response()(scope, receive, send)
 
-    def _admits(self, headers: Headers) -> bool:
+    def _tenant(self, headers: Headers) -> Tenant | None:
+        if self.tenants.anonymous is not None:
+            return self.tenants.anonymous
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = _digest(key.strip().encode("latin-1"))
-        # Every key is compared, and digests have one length, so the time taken tells nothing about any key.
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+        found = self.tenants.find(key.strip().encode("latin-1"))
+        return found if scheme.lower() == "bearer" else None

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails, from_json
 
 from headstart.errors import InvalidRequestError, did_you_mean
 from headstart.server.errors import ApiError, ClientGone
-from headstart.server.protocol import UNSUPPORTED
+from headstart.server.fields import UNSUPPORTED
 
 MAX_BODY_BYTES = 8 * 2**20
 # A client that is still sending when the connection closes may never see the refusal, so a body somewhat too
@@ -29,7 +29,9 @@ KINDS = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "too_short": "at least {min_length} long",
+    "too_long": "at most {max_length} long",
     "string_too_long": "at most {max_length} characters long",
+    "string_pattern_mismatch": "text that matches {pattern}",
     "literal_error": "{expected}",
     "expected": "{expected}",
 }

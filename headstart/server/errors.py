@@ -1,6 +1,7 @@
 """Errors as OpenAI's clients expect them: one sentence, the field at fault, a type and a code."""
 
 import logging
+import traceback
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -50,25 +51,32 @@ class ClientGone(Exception):
     """The client closed its connection, so nobody waits for the answer."""
 
 
-def unavailable(message: str) -> ApiError:
-    """503, for an engine that died and for a server that is closing."""
-    return ApiError(503, message, kind="service_unavailable", headers={"Retry-After": "1"})
+def unavailable(message: str, code: str | None = None) -> ApiError:
+    """503, for an engine that died, a line that is full and a server that is closing."""
+    return ApiError(503, message, kind="service_unavailable", code=code, headers={"Retry-After": "1"})
 
 
 def api_error(error: BaseException) -> ApiError:
-    """What the client is told about an exception; one that is not the client's doing is logged."""
+    """What the client is told about an exception; one that is not the client's doing is logged.
+
+    The log says where it was raised and of what type, but not its message, which may quote a prompt.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidRequestError):
         return ApiError(400, str(error), param=error.param)
     if isinstance(error, HeadstartError):
         return ApiError(400, str(error))
-    log.error("a request failed", exc_info=error)
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("a request failed with %s at\n%s", type(error).__name__, where)
     return ApiError(500, "the server failed on this request; its log has the reason", kind="internal_error")
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of `app`, its framework's own included, with an OpenAI error body."""
+    """Answer every error of `app` that is expected, its framework's own included, with an OpenAI error body.
+
+    What nobody expected is left to `headstart.server.limits.Outermost`.
+    """
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         return api_error(error).response()
@@ -87,4 +95,3 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, refuse_route)
     app.add_exception_handler(ClientGone, hang_up)
     app.add_exception_handler(HeadstartError, refuse)
-    app.add_exception_handler(Exception, refuse)

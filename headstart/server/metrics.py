@@ -1,13 +1,18 @@
 """Prometheus metrics, with vLLM's names under the prefix `headstart:`."""
 
 from collections.abc import Iterable
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headstart import AsyncEngine, __version__
+from headstart import __version__
+from headstart.engine.client import EngineClient
 from headstart.engine.outputs import RequestMetrics
+from headstart.engine.watch import STEP_TOKENS
+from headstart.server.statistics import Recent
 
 SECONDS = (
     0.001,
@@ -33,10 +38,35 @@ SECONDS = (
 TOKENS = tuple(2**power for power in range(18))
 
 
+class AnswerCounter:
+    """ASGI middleware around all others that counts what is answered."""
+
+    def __init__(self, app: ASGIApp, metrics: "Metrics") -> None:
+        self.app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        code = 499
+
+        async def noted(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            # The route, not the path: a path is whatever a client writes.
+            self._metrics.answered(getattr(scope.get("route"), "path", "other"), code)
+
+
 class EngineCollector(Collector):
     """Reads the engine's counts when it is scraped."""
 
-    def __init__(self, engine: AsyncEngine, model_name: str) -> None:
+    def __init__(self, engine: EngineClient, model_name: str) -> None:
         self._engine, self._model_name = engine, model_name
 
     def collect(self) -> Iterable[Metric]:
@@ -60,8 +90,15 @@ class EngineCollector(Collector):
             ("num_preemptions", "Requests set back to make room.", stats.preemptions),
             ("engine_steps", "Steps of the engine.", stats.steps),
             *_draft_counts(stats.drafts),
+            ("kv_tier_pages_out", "Cached pages that went to CPU memory or disk.", stats.tier_pages_out),
+            ("kv_tier_pages_in", "Cached pages that came back from there.", stats.tier_pages_in),
+            ("engine_restarts", "Times that the engine was started again after it died.", self._engine.restarts),
+            ("engine_step_seconds", "Time spent in steps.", stats.step_seconds),
+            ("engine_prefill_tokens", "Tokens that steps have read, without those found cached.", stats.prefill_tokens),
+            ("engine_decode_tokens", "Tokens that steps have run to write the next one.", stats.decode_tokens),
         ):
             yield self._counter(name, text, value)
+        yield self._step_tokens(stats.step_sizes, stats.prefill_tokens + stats.decode_tokens)
         finished = CounterMetricFamily(
             "headstart:request_success",
             "Requests ended, by reason.",
@@ -75,6 +112,16 @@ class EngineCollector(Collector):
         )
         info.add_metric([self._model_name, __version__, str(self._engine.exact).lower()], 1)
         yield info
+
+    def _step_tokens(self, sizes: list[int], tokens: int) -> Metric:
+        family = HistogramMetricFamily(
+            "headstart:iteration_tokens_total", "Tokens of a step, read and written.", labels=["model_name"]
+        )
+        bounds = [*map(float, STEP_TOKENS), "+Inf"]
+        sizes = sizes or [0] * len(bounds)  # an engine that has only begun
+        buckets = [(str(bound), count) for bound, count in zip(bounds, accumulate(sizes), strict=True)]
+        family.add_metric([self._model_name], buckets, tokens)
+        return family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"headstart:{name}", text, labels=["model_name"])
@@ -99,9 +146,15 @@ def _draft_counts(counts: dict[str, int]) -> Iterable[tuple[str, str, int]]:
 
 
 class Metrics:
-    """The registry of one server, and the histograms that its requests fill."""
+    """The registry of one server, and the histograms that its requests fill.
 
-    def __init__(self, engine: AsyncEngine, model_name: str) -> None:
+    Attributes:
+        first_tokens: the last requests' times to first token.
+        gaps: the last times between tokens, in streams.
+    """
+
+    def __init__(self, engine: EngineClient, model_name: str) -> None:
+        self.first_tokens, self.gaps = Recent(), Recent()
         self._registry = CollectorRegistry()
         self._registry.register(EngineCollector(engine, model_name))
         ProcessCollector(registry=self._registry)
@@ -121,8 +174,34 @@ class Metrics:
         )
         self._end_to_end = histogram("e2e_request_latency_seconds", "Arrival to last token.", SECONDS)
         self._queue = histogram("request_queue_time_seconds", "Arrival to first step.", SECONDS)
+        self._inference = histogram("request_inference_time_seconds", "First step to last token.", SECONDS)
+        self._prefill = histogram("request_prefill_time_seconds", "First step to first token.", SECONDS)
+        self._decode = histogram("request_decode_time_seconds", "First token to last token.", SECONDS)
         self._prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
         self._generated = histogram("request_generation_tokens", "Generated tokens of a request.", TOKENS)
+
+        self._model_name = model_name
+        self._refused = Counter(
+            "headstart:request_refused",
+            "Requests refused before the engine saw them, by reason.",
+            ["model_name", "reason"],
+            registry=self._registry,
+        )
+
+        self._answers = Counter(
+            "headstart:http_requests",
+            "Answers to HTTP requests, by route and status; 499 are clients that left before theirs.",
+            ["model_name", "path", "code"],
+            registry=self._registry,
+        )
+
+    def answered(self, path: str, code: int) -> None:
+        """Record an answer to a request of whatever kind; `path` is a route's, of which there are few."""
+        self._answers.labels(model_name=self._model_name, path=path, code=code).inc()
+
+    def refused(self, reason: str) -> None:
+        """Record a request that a limit turned away."""
+        self._refused.labels(model_name=self._model_name, reason=reason).inc()
 
     def request_finished(self, times: RequestMetrics, prompt_tokens: int, longest_output: int, generated: int) -> None:
         """Record a finished request.
@@ -137,16 +216,22 @@ class Metrics:
         self._generated.observe(generated)
         if times.time_to_first_token is not None:
             self._first_token.observe(times.time_to_first_token)
+            self.first_tokens.add(times.time_to_first_token)
         if times.time_in_queue is not None:
             self._queue.observe(times.time_in_queue)
+        if times.first_scheduled_time is not None and times.first_token_time is not None:
+            self._prefill.observe(times.first_token_time - times.first_scheduled_time)
+            self._inference.observe((times.last_token_time or times.first_token_time) - times.first_scheduled_time)
         if times.finished_time is not None:
             self._end_to_end.observe(times.finished_time - times.arrival_time)
         if times.first_token_time is not None and times.last_token_time is not None and longest_output > 1:
             decoding = times.last_token_time - times.first_token_time
+            self._decode.observe(decoding)
             self._per_token.observe(decoding / (longest_output - 1))
 
     def inter_token(self, seconds: float, tokens: int) -> None:
         """Record `tokens` tokens that came together, `seconds` after those before them."""
+        self.gaps.add(seconds / tokens, tokens)
         for _ in range(tokens):
             self._inter_token.observe(seconds / tokens)
 

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PlainValidator, model_validator
 
 from headstart.engine.params import SamplingParams, StructuredOutputs
 from headstart.errors import InvalidRequestError
+from headstart.server.fields import Body, LabelledRequest, expected, within
+from headstart.server.messages import MAX_TOOLS, Message, Tool, ToolChoice, check_tools
 
 MAX_PROMPTS = 1024
 MAX_LOGPROBS = 20
@@ -15,36 +16,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
 
-# Fields that do not change an answer here, so they are accepted and left unread.
-IGNORED = {
-    "metadata",
-    "prediction",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-}
-# Fields of OpenAI's API that change the answer and are not served, with the values that ask for nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "function_call": (None, "none", "auto"),
-    "functions": (None, []),
-    "modalities": (None, ["text"]),
-    "parallel_tool_calls": (None, True, False),
-    "reasoning_effort": (None,),
-    "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "verbosity": (None,),
-    "web_search_options": (None,),
-}
-
-
-def expected(what: str) -> PydanticCustomError:
-    """The error for a value that is not `what`; the sentence adds the field and the value."""
-    return PydanticCustomError("expected", "expected {expected}", {"expected": what})
+LOWEST_PRIORITY = 2**31
 
 
 def _stop(value: Any) -> str | list[str] | None:
@@ -76,28 +48,24 @@ def _prompt(value: Any) -> str | list[str] | list[int] | list[list[int]]:
     raise expected("a string, a list of strings, a list of token ids or a list of lists of token ids")
 
 
-class Body(BaseModel):
-    """A request body: types are strict, and a field that is not known is an error."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_unused(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if key in cls.model_fields or not _unused(key, value)}
+Prompts = Annotated[
+    str | list[str] | list[int] | list[list[int]],
+    PlainValidator(_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
 
 
-def _unused(key: str, value: Any) -> bool:
-    return key in IGNORED or value in UNSUPPORTED.get(key, ())
+def one_by_one(prompts: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """One prompt or many, as many: each is text or token ids."""
+    if isinstance(prompts, str) or isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
 
 
 class StreamOptions(Body):
     """How a stream is sent."""
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class JsonSchema(Body):
@@ -133,30 +101,30 @@ class StructuredOutputsField(Body):
     grammar: str | None = None
 
 
-class GenerationRequest(Body):
+class GenerationRequest(LabelledRequest):
     """What completions and chat have in common."""
 
-    model: str | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    n: int | None = within(minimum=1, maximum=128)
+    temperature: float | None = within(minimum=0)
+    top_p: float | None = within(exclusiveMinimum=0, maximum=1)
+    top_k: int | None = within(minimum=-1)
+    min_p: float | None = within(minimum=0, maximum=1)
+    repetition_penalty: float | None = within(minimum=0.01, maximum=100)
+    presence_penalty: float | None = within(minimum=-2, maximum=2)
+    frequency_penalty: float | None = within(minimum=-2, maximum=2)
     logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: Annotated[str | list[str] | None, PlainValidator(_stop)] = None
+    seed: int | None = within(minimum=-(2**63), maximum=2**64 - 1)
+    stop: Annotated[str | list[str] | None, PlainValidator(_stop, json_schema_input_type=str | list[str] | None)] = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    min_tokens: int | None = None
+    min_tokens: int | None = within(minimum=0)
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     skip_special_tokens: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputsField | None = None
     cache_salt: str | None = Field(default=None, max_length=MAX_SALT_CHARACTERS)
+    priority: int | None = Field(default=None, ge=-LOWEST_PRIORITY, le=LOWEST_PRIORITY)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -203,9 +171,9 @@ class GenerationRequest(Body):
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt)]
+    prompt: Prompts
     max_tokens: int | None = Field(default=None, ge=0)
-    best_of: int | None = None
+    best_of: int | None = within(minimum=1, maximum=128)
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
@@ -220,46 +188,7 @@ class CompletionRequest(GenerationRequest):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one, as text or as token ids."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
-
-
-class TextPart(Body):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-def _content(value: Any) -> Any:
-    if isinstance(value, str):
-        return [{"type": "text", "text": value}]
-    if isinstance(value, list):
-        return value
-    raise expected("a string or a list of text parts")
-
-
-class Message(Body):
-    """One turn of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_content)]
-    name: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_unused(cls, data: Any) -> Any:
-        # Clients send back the assistant's messages as they got them, with fields that are empty.
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if key in cls.model_fields or value not in (None, [])}
-
-    def for_template(self) -> dict[str, str]:
-        """The message as chat templates take it; `developer` is OpenAI's newer name of `system`."""
-        role = "system" if self.role == "developer" else self.role
-        named = {"name": self.name} if self.name is not None else {}
-        return {"role": role, "content": "\n".join(part.text for part in self.content), **named}
+        return one_by_one(self.prompt)
 
 
 class ChatRequest(GenerationRequest):
@@ -270,6 +199,9 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -277,6 +209,13 @@ class ChatRequest(GenerationRequest):
     def _fields_agree(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
+        check_tools([tool.function.name for tool in self.tools or ()], self.tool_choice)
+        if self.tools and self.tool_choice != "none":
+            if self._grammar() is not None:
+                field = "response_format" if self.response_format is not None else "structured_outputs"
+                raise InvalidRequestError(f"{field} cannot be used together with tools", field)
+            if not self.add_generation_prompt:
+                raise InvalidRequestError("tools need add_generation_prompt to be true", "add_generation_prompt")
         return self
 
 
@@ -286,6 +225,8 @@ class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None

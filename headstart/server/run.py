@@ -3,7 +3,11 @@
 import asyncio
 import errno
 import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import Self
 
 import uvicorn
 from fastapi import FastAPI
@@ -14,6 +18,36 @@ from headstart.server.lifecycle import Lifecycle
 BACKLOG = 2048
 # Long enough that a client's pool of connections rarely meets one that has just been closed.
 KEEP_ALIVE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Tls:
+    """A private key and the certificate chain that goes with it, as PEM files."""
+
+    keyfile: Path
+    certfile: Path
+
+    @classmethod
+    def of(cls, keyfile: Path | None, certfile: Path | None) -> Self | None:
+        """Both files, tried out now rather than at the first connection; None when neither is given.
+
+        Raises:
+            HeadstartError: one is missing, cannot be read, or does not go with the other.
+        """
+        if keyfile is None and certfile is None:
+            return None
+        if keyfile is None or certfile is None:
+            raise HeadstartError("HTTPS takes both --ssl-keyfile and --ssl-certfile")
+        for path in (keyfile, certfile):
+            if not path.is_file():
+                raise HeadstartError(f"there is no file {path} to serve HTTPS with")
+        try:
+            # A key with a passphrase would wait for somebody to type it.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
+        except (ssl.SSLError, OSError, ValueError):
+            message = f"{keyfile} and {certfile} are not a private key without passphrase and its certificate, in PEM"
+            raise HeadstartError(message) from None
+        return cls(keyfile, certfile)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -40,7 +74,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run_server(
-    app: FastAPI, listener: socket.socket, *, shutdown_timeout: float = 30.0, log_level: str = "info"
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    shutdown_timeout: float = 30.0,
+    log_level: str = "info",
+    tls: Tls | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain; a second signal ends what still runs.
 
@@ -49,6 +88,7 @@ def run_server(
         listener: a socket from `bind`.
         shutdown_timeout: seconds that running requests have to finish.
         log_level: uvicorn's; "info" writes a line per request.
+        tls: serves HTTPS; None serves HTTP.
 
     Raises:
         HeadstartError: another program began to listen on the port in the meantime.
@@ -65,6 +105,8 @@ def run_server(
         timeout_graceful_shutdown=5,
         server_header=False,
         backlog=BACKLOG,
+        ssl_keyfile=None if tls is None else str(tls.keyfile),
+        ssl_certfile=None if tls is None else str(tls.certfile),
     )
     DrainingServer(config, app.state.service.lifecycle, shutdown_timeout).run(sockets=[listener])
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from headstart import AsyncEngine
 from headstart.checkpoints.token_texts import TokenTexts
+from headstart.engine.client import EngineClient, EngineDeadError
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.errors import HeadstartError, InvalidRequestError
@@ -18,9 +18,13 @@ from headstart.server.lifecycle import Lifecycle
 from headstart.server.metrics import Metrics
 from headstart.server.protocol import Message
 from headstart.server.streams import merge
+from headstart.server.tenants import Limits, current_tenant
+from headstart.server.tracing import Tracing
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer.
 LONG_TEXT = 4096
+# Of a request with several prompts, so many outputs may wait for a client that reads slowly.
+UNREAD_OUTPUTS = 64
 # What a request says elsewhere, or must not bring along: a template is a program.
 RESERVED_TEMPLATE_ARGUMENTS = frozenset({"add_generation_prompt", "chat_template", "messages", "tools"})
 
@@ -42,13 +46,16 @@ class Service:
     Args:
         engine: runs the requests.
         model_name: the name that requests must give, if they give one.
+        max_queued_requests: with so many prompts waiting for the engine, no more are taken; None is no limit.
     """
 
-    def __init__(self, engine: AsyncEngine, model_name: str) -> None:
-        self.engine, self.model_name = engine, model_name
+    def __init__(self, engine: EngineClient, model_name: str, max_queued_requests: int | None = None) -> None:
+        self.engine, self.model_name, self.max_queued_requests = engine, model_name, max_queued_requests
+        self._open = 0
         self.tokenizer = engine.tokenizer
         self.lifecycle = Lifecycle()
         self.metrics = Metrics(engine, model_name)
+        self.tracing: Tracing | None = None
         self.texts = TokenTexts(self.tokenizer)
         self.created = int(time.time())
         vocabulary = self.tokenizer.inner.get_vocab(with_added_tokens=True)
@@ -62,8 +69,11 @@ class Service:
 
     def check_alive(self) -> None:
         """Raise 503 if the engine has died."""
-        if self.engine.errored is not None:
-            raise unavailable("the engine has stopped after an error and the server must be restarted")
+        if self.engine.errored is None:
+            return
+        if self.engine.restarting:
+            raise unavailable("the engine has stopped after an error and is being started again", "engine_restarting")
+        raise unavailable("the engine has stopped after an error and the server must be restarted", "engine_dead")
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text` as the engine reads it; a long one is tokenized in a thread."""
@@ -156,25 +166,75 @@ class Service:
             arrival: when the request came in, by `time.monotonic()`; the times in the metrics begin there.
         """
         self.check_alive()
-        return merge([self._run(job, f"{request_id}-{index}", cache_salt, arrival) for index, job in enumerate(jobs)])
+        tenant = current_tenant.get()
+        limits = Limits() if tenant is None else tenant.limits
+        if limits.max_prompt_tokens is not None:
+            self._check_length(jobs, limits.max_prompt_tokens)
+        salt = cache_salt if tenant is None else tenant.cache_salt(cache_salt)
+        until = None if limits.request_timeout is None else arrival + limits.request_timeout
+        streams = [
+            self._run(job, f"{request_id}-{index}", salt, arrival, until, first=index == 0)
+            for index, job in enumerate(jobs)
+        ]
+        return _alone(streams[0]) if len(streams) == 1 else _merged(streams)
+
+    @staticmethod
+    def _check_length(jobs: Sequence[Job], most: int) -> None:
+        longest = max(len(job.token_ids) for job in jobs)
+        if longest > most:
+            message = f"the prompt has {longest} tokens, more than the {most} that this key may send"
+            raise ApiError(400, message, param="prompt", code="context_length_exceeded")
+
+    def _check_queue(self) -> None:
+        """Refuse a request while the line is full."""
+        if self.max_queued_requests is None:
+            return
+        # The engine's own count is as old as its last step, and knows nothing of those that came since.
+        queued = max(self.engine.stats().num_waiting, self._open - self.engine.max_num_seqs)
+        if queued >= self.max_queued_requests:
+            self.metrics.refused("queue_full")
+            raise unavailable(f"{queued} requests are waiting already; try again later", "queue_full")
 
     async def _run(
-        self, job: Job, request_id: str, cache_salt: str | None, arrival: float
+        self, job: Job, request_id: str, cache_salt: str | None, arrival: float, until: float | None, *, first: bool
     ) -> AsyncGenerator[RequestOutput, None]:
+        # A request's first prompt stands in line for all of them.
+        if first:
+            self._check_queue()
+        tenant = current_tenant.get()
+        charged: Callable[[float], None] = (lambda tokens: None) if tenant is None else tenant.tokens.spend
+        charged(len(job.token_ids))
         generated: dict[int, int] = {}
         last_time: dict[int, float] = {}
+        alarm = Alarm(self.engine, request_id, until)
+        trace = self.tracing and self.tracing.begin(
+            request_id, self.model_name, job.params, len(job.token_ids), arrival
+        )
         prompt = {"prompt_token_ids": job.token_ids}
         source: Any = self.engine.generate(prompt, job.params, request_id, cache_salt=cache_salt, arrival_time=arrival)
+        self._open += 1
         try:
             async with aclosing(source) as outputs:
                 async for output in outputs:
+                    if trace is not None:
+                        trace.saw(output)
+                    alarm.check(output)
+                    before = sum(generated.values())
                     self._measure(output, generated, last_time, streamed=job.params.output_kind == "delta")
+                    charged(sum(generated.values()) - before)
                     yield output
-        except InvalidRequestError:
+        except (InvalidRequestError, ApiError):
             raise
+        except EngineDeadError as error:
+            raise unavailable(str(error), "engine_dead") from None
         except HeadstartError as error:
             self.check_alive()
             raise unavailable(str(error)) from None
+        finally:
+            self._open -= 1
+            alarm.cancel()
+            if trace is not None:
+                trace.end()
 
     def _measure(
         self, output: RequestOutput, generated: dict[int, int], last_time: dict[int, float], *, streamed: bool
@@ -184,6 +244,10 @@ class Service:
             new = len(choice.token_ids)
             if streamed and new and choice.index in last_time:
                 self.metrics.inter_token(now - last_time[choice.index], new)
+            elif streamed and new > 1:
+                # Tokens that have joined the first one while nobody read.
+                times = output.metrics
+                self.metrics.inter_token((times.last_token_time or now) - (times.first_token_time or now), new - 1)
             if new:
                 last_time[choice.index] = now
             generated[choice.index] = generated.get(choice.index, 0) + new
@@ -191,6 +255,60 @@ class Service:
             self.metrics.request_finished(
                 output.metrics, len(output.prompt_token_ids), max(generated.values()), sum(generated.values())
             )
+
+
+class Alarm:
+    """Ends a request in the engine when its time is over.
+
+    Args:
+        engine: runs the request.
+        request_id: its name there.
+        until: when it must end, by `time.monotonic()`; None never ends it.
+    """
+
+    def __init__(self, engine: EngineClient, request_id: str, until: float | None) -> None:
+        self._engine, self._request_id = engine, request_id
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if until is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, until - time.monotonic()), self._ring)
+
+    def _ring(self) -> None:
+        self._task = asyncio.ensure_future(self._engine.abort(self._request_id))
+
+    def check(self, output: RequestOutput) -> None:
+        """Raise 504 if this output is the last because the time was over."""
+        if self._task is not None and any(choice.finish_reason == "abort" for choice in output.outputs):
+            message = "the request took longer than this key may take; ask for fewer tokens"
+            raise ApiError(504, message, kind="timeout_error", code="request_timeout")
+
+    def cancel(self) -> None:
+        """The request has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+async def _alone(stream: AsyncGenerator[T, None]) -> AsyncGenerator[tuple[int, T], None]:
+    """What `merge` makes of one stream."""
+    async with aclosing(stream):
+        async for item in stream:
+            yield 0, item
+
+
+async def _merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """`merge`, which takes no more from the streams while its reader is behind: what comes meanwhile joins there."""
+    permits = asyncio.Semaphore(UNREAD_OUTPUTS)
+
+    async def held_back(stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        async with aclosing(stream):
+            async for item in stream:
+                await permits.acquire()
+                yield item
+
+    async with aclosing(merge([held_back(stream) for stream in streams])) as items:
+        async for item in items:
+            permits.release()
+            yield item
 
 
 async def _off_loop(length: int, work: Callable[..., T], *arguments: Any) -> T:

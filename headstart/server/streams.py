@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from headstart.server.errors import ClientGone, api_error, unavailable
+from headstart.server.errors import ApiError, ClientGone, api_error, unavailable
 
 T = TypeVar("T")
 
@@ -113,23 +113,30 @@ async def begin(stream: AsyncGenerator[T, None], receive: Receive, closing: asyn
         raise
 
 
-def event(data: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+def event(data: dict[str, Any], name: str | None = None) -> bytes:
+    """One server-sent event; `name` is its type where the API names its events."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 class EventStream(Response):
     """A `text/event-stream` response that ends its source when the client leaves or the server closes.
 
-    An error after the first event is sent as an event of its own, for the status has gone out by then.
+    An error after the first event ends it with a `farewell`, for the status has gone out by then.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: Begun[Any], events: AsyncGenerator[bytes, None], closing: asyncio.Event) -> None:
+    def __init__(
+        self,
+        source: Begun[Any],
+        events: AsyncGenerator[bytes, None],
+        closing: asyncio.Event,
+        farewell: Callable[[ApiError], bytes],
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.source, self.events, self.closing = source, events, closing
+        self.source, self.events, self.closing, self.farewell = source, events, closing, farewell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -140,7 +147,7 @@ class EventStream(Response):
         except Exception as error:
             # A client that has stopped reading must not hold up the shutdown.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(_send(send, event(api_error(error).body()) + DONE), FAREWELL_SECONDS)
+                await asyncio.wait_for(_send(send, self.farewell(api_error(error))), FAREWELL_SECONDS)
         finally:
             # Closing `events` does not reach the source if nothing was ever read from it.
             await self.events.aclose()

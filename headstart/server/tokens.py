@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from headstart.server.body import read_body
 from headstart.server.protocol import DetokenizeRequest, TokenizeRequest
 from headstart.server.service import Service
+from headstart.server.tools.use import encode_with_tools, tool_use
 
 
 def token_routes(service: Service) -> APIRouter:
@@ -17,7 +18,10 @@ def token_routes(service: Service) -> APIRouter:
     async def tokenize(request: Request) -> dict[str, Any]:
         asked = await read_body(request, TokenizeRequest)
         service.check_model(asked.model)
-        if asked.messages is not None:
+        tools = tool_use(service, asked.tools, asked.tool_choice, None)
+        if asked.messages is not None and tools is not None:
+            found = await encode_with_tools(service, asked.messages, tools, asked.chat_template_kwargs)
+        elif asked.messages is not None:
             found = await service.encode_chat(asked.messages, asked.add_generation_prompt, asked.chat_template_kwargs)
         else:
             found = await service.encode(asked.prompt or "", add_special_tokens=asked.add_special_tokens)

@@ -134,7 +134,7 @@ def test_the_engine_refuses_before_it_measures(headstart: Callable, tmp_path: Pa
         (("compare", "exact"), "at least 2"),
         (("compare", "exact", "vllm"), "pip install vllm"),
         (("compare", "exact", "transfomers"), "did you mean 'transformers'"),
-        (("compare", "exact", "exact", "--lengths", "9999"), "beyond the 2048 positions"),
+        (("compare", "exact", "exact", "--lengths", "99999"), "beyond the 32768 positions"),
         (("quality", "--task", "niah_dept"), "did you mean 'niah_depth'"),
         (("quality", "nope"), "no method 'nope'"),
     ],

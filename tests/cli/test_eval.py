@@ -53,8 +53,8 @@ def test_the_report_and_pictures_are_kept_and_a_second_run_continues(headstart: 
     assert first.json["complete"] is True
 
 
-def test_failures_are_shown_as_asked_expected_and_got(headstart: Run) -> None:
-    ran = headstart("eval", "--task", "niah_single_2", "--lengths", "400", "--count", "1", "--failures", "2")
+def test_failures_are_shown_as_asked_expected_and_got(headstart: Run, stories: str) -> None:
+    ran = headstart("eval", stories, "--task", "niah_single_2", "--lengths", "400", "--count", "1", "--failures", "2")
     assert "asked:    Which secret number" in ran.out
     assert ran.out.count("expected: ") == ran.out.count("got:      ") == 1
 

@@ -177,7 +177,6 @@ def test_the_prefix_cache_can_be_turned_off(headstart: Run) -> None:
         (["x", "--max-num-seqs", "0"], "max_num_seqs"),
         (["--file", "/no/such/file"], "/no/such/file"),
         ([], "no prompt"),
-        ([""], "empty"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_status_2(headstart: Run, arguments: list[str], says: str) -> None:

@@ -28,7 +28,7 @@ def test_every_command_explains_itself(headstart: Run, command: list[str]) -> No
 
 
 def test_help_tells_the_defaults_that_are_not_constants(headstart: Run) -> None:
-    assert "[default: the built-in story model]" in " ".join(headstart("generate", "--help").out.split())
+    assert "[default: the built-in model]" in " ".join(headstart("generate", "--help").out.split())
 
 
 def test_an_unknown_command_suggests_the_nearest(headstart: Run) -> None:

@@ -275,3 +275,12 @@ def test_what_cannot_be_compiled_is_refused_in_one_sentence(compiler: GrammarCom
         compiler.compile(outputs)
     assert caught.value.param == "response_format"
     assert "\n" not in str(caught.value)
+
+
+def test_a_grammar_that_takes_too_long_to_compile_is_refused(tokenizer: Tokenizer) -> None:
+    hasty = GrammarCompiler(tokenizer, EOS, VOCAB, compile_seconds=1e-6)
+    large = StructuredOutputs(json={"enum": [f"value {i} " * 20 for i in range(20000)]})
+    with pytest.raises(InvalidRequestError, match="seconds to compile") as caught:
+        hasty.compile(large)
+    assert caught.value.param == "response_format"
+    assert GrammarCompiler(tokenizer, EOS, VOCAB).compile(large)

@@ -284,7 +284,7 @@ def test_a_method_over_lengths_shows_cost_and_quality_together(monkeypatch: pyte
     assert entry.ratios[0].name == "TTFT at 256" and entry.peaks == peaks
     assert [crossover.name for crossover in entry.crossovers] == ["TTFT", "decode"]
     assert [w["workload"] for w in entry.settings["workloads"]] == ["OfflineLengths", "Quality"]  # type: ignore[index,union-attr]
-    assert entry.model == "the built-in story model"
+    assert entry.model == "the built-in model"
 
 
 def test_a_training_method_goes_to_the_rig(monkeypatch: pytest.MonkeyPatch) -> None:

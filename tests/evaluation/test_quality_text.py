@@ -3,6 +3,7 @@
 import json
 import lzma
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from headstart import LLM
 from headstart.errors import HeadstartError
 from headstart.evaluation import quality_lm_eval
-from headstart.evaluation.quality import BITS, BLIMP, QualitySettings, Run
+from headstart.evaluation.quality import BITS, BLIMP, CONTEXT, QualitySettings, Run
 from headstart.evaluation.quality_lm_eval import (
     continuation_logprobs,
     generate_until,
@@ -79,6 +80,28 @@ def test_bits_per_byte_is_that_of_transformers(small: LLM, stories: str, tmp_pat
     assert score.count == count
     # What decoding does to spaces at the edges may shift a byte.
     assert score.score == pytest.approx(nats / math.log(2) / size, rel=0.005)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_context_bits_are_of_the_same_tokens_at_every_length(small: LLM, stories: str, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    asked = QualitySettings((CONTEXT,), lengths=(32, 64, 128), count=2, text=path)
+    results = ResultFile(None, "x")
+    scores = list(Run(small, asked, results, Listener()).scores())
+    found = windows(small.tokenizer, [TEXT], 127, 2)
+    for score in scores:
+        rates = []
+        for window in found:
+            ids = window.token_ids[-(score.length - 1) :]
+            rows = transformers_logprobs(stories, ids)
+            nats = -rows[torch.arange(len(ids) - 1), torch.tensor(ids[1:])][-16:].sum().item()
+            rates.append(nats / math.log(2) / sum(window.sizes[-16:]))
+        assert score.score == pytest.approx(sum(rates) / 2, rel=1e-4)
+        assert (score.unit, score.count) == ("bits per byte", 2)
+    # Other lengths ask for other tokens, and take nothing over.
+    (other,) = Run(small, replace(asked, lengths=(64,)), results, Listener()).scores()
+    assert other.score != scores[1].score
 
 
 def test_sizes_of_tokens_add_up_to_the_text(llm: LLM) -> None:

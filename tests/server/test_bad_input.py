@@ -1,5 +1,6 @@
 """Bad requests: the right status, one sentence that names the field, and a server that serves on."""
 
+import inspect
 import json
 import socket
 from collections.abc import Iterator
@@ -8,7 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai import OpenAI
 
+from headstart.server.embeddings import EmbeddingRequest
+from headstart.server.fields import UNSUPPORTED, Body
+from headstart.server.protocol import ChatRequest, CompletionRequest
+from headstart.server.responses_protocol import ResponsesRequest
 from tests.server.harness import Running
 
 PROMPT = {"prompt": "Once upon"}
@@ -96,11 +102,16 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
         CHATS,
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
         400,
-        "messages[0].tool_calls",
-        "not supported",
+        "messages[0].tool_calls[0].function",
+        "required",
     ),
-    (CHATS, CHAT | {"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
-    (CHATS, CHAT | {"tool_choice": "required"}, 400, "tool_choice", "not supported"),
+    (CHATS, CHAT | {"tools": [{"type": "function"}]}, 400, "tools[0].function", "required"),
+    (CHATS, CHAT | {"tool_choice": "required"}, 400, "tool_choice", "no tools"),
+    (CHATS, CHAT | {"user": 3}, 400, "user", "a string"),
+    (CHATS, CHAT | {"priority": 1}, 400, "priority", "scheduling-policy"),
+    (CHATS, CHAT | {"priority": 10**20}, 400, "priority", "at most"),
+    (CHATS, CHAT | {"store": 0}, 400, "store", "not supported"),
+    (CHATS, CHAT | {"stream": True, "stream_options": {"include_obfuscation": True}}, 400, None, "include_obfuscation"),
     (CHATS, CHAT | {"max_completion_tokens": 0}, 400, "max_completion_tokens", "at least 1"),
     (CHATS, CHAT | {"max_completion_tokens": 600}, 400, "max_completion_tokens", "512"),
     (CHATS, CHAT | {"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
@@ -113,7 +124,7 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     ("/tokenize", {}, 400, "prompt", "either prompt or messages"),
     ("/detokenize", {"tokens": [99999]}, 400, "tokens", "99999"),
     ("/detokenize", {"tokens": "x"}, 400, "tokens", "a list"),
-    ("/v1/embeddings", {"input": "x"}, 404, None, "/v1/embeddings"),
+    ("/v1/rerank", {"input": "x"}, 404, None, "/v1/rerank"),
     ("/health", {}, 405, None, "POST"),
 ]
 
@@ -164,6 +175,27 @@ def test_refused_in_one_sentence(
 )
 def test_what_is_not_json(server: Running, body: bytes) -> None:
     check_error(server.http.post(COMPLETIONS, content=body), 400, None, "not valid JSON")
+
+
+ENDPOINTS: list[tuple[str, Any, dict[str, Any], type[Body]]] = [
+    (CHATS, OpenAI(api_key="x").chat.completions.create, CHAT, ChatRequest),
+    (COMPLETIONS, OpenAI(api_key="x").completions.create, PROMPT, CompletionRequest),
+    ("/v1/embeddings", OpenAI(api_key="x").embeddings.create, {"input": "x"}, EmbeddingRequest),
+    ("/v1/responses", OpenAI(api_key="x").responses.create, {"input": "x"}, ResponsesRequest),
+]
+
+
+@pytest.mark.parametrize(("path", "call", "body", "model"), ENDPOINTS)
+def test_every_parameter_of_the_client_is_served_or_refused(
+    server: Running, path: str, call: Any, body: dict[str, Any], model: type[Body]
+) -> None:
+    """Nothing that the official client can ask for is ignored; what asks for nothing is let through."""
+    own = {"extra_headers", "extra_query", "extra_body", "timeout"}
+    for name in set(inspect.signature(call).parameters) - own - set(model.model_fields):
+        check_error(server.post(path, body | {name: {"x": 1}}), 400, name, "not supported")
+        for neutral in UNSUPPORTED[name]:
+            short = {} if path == "/v1/embeddings" else {"max_output_tokens" if "resp" in path else "max_tokens": 1}
+            assert server.post(path, body | short | {name: neutral}).status_code == 200
 
 
 def test_neutral_fields_are_accepted(server: Running) -> None:

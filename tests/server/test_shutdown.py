@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from headstart.cli.serve_options import LimitOptions
 from headstart.errors import HeadstartError
-from headstart.server.run import bind
+from headstart.server.run import Tls, bind
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "headstart.cli.main", "serve"]
@@ -36,13 +40,14 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
         self.printed = ""
         self.ready = threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         assert self.ready.wait(60), self.printed
-        address = re.search(r"http://[\d.]+:\d+", self.printed)
+        address = re.search(r"https?://[\d.]+:\d+", self.printed)
         assert address, self.printed
         self.url = address[0]
 
@@ -123,6 +128,60 @@ def test_requests_that_run_on_are_ended(checkpoint: Path, how: str) -> None:
             events = texts(lines)
         assert "shut down" in events[-1]["error"]["message"]
         assert process.end() == 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_every_process_lets_running_requests_finish_too(checkpoint: Path, sent: signal.Signals) -> None:
+    """As a terminal sends Ctrl-C, and systemd its SIGTERM: to the engine's process as well."""
+    with serving(str(checkpoint)) as process, httpx.Client(base_url=process.url, timeout=60) as http:
+        with http.stream("POST", "/v1/completions", json=LONG) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.killpg(process.popen.pid, sent)
+            assert texts(lines)[-1]["choices"][0]["finish_reason"] == "length"
+        assert process.end() == 0
+
+
+def test_the_engine_ends_with_its_server(checkpoint: Path) -> None:
+    with serving(str(checkpoint)) as process:
+        children = psutil.Process(process.popen.pid).children(recursive=True)
+        assert children
+        process.popen.kill()
+        process.end()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
+def test_https_is_served_with_a_key_and_its_certificate(checkpoint: Path, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
+    subprocess.run([*made, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    files = ["--ssl-keyfile", str(key), "--ssl-certfile", str(certificate)]
+    with serving(str(checkpoint), *files) as process:
+        assert process.url.startswith("https://")
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        assert httpx.get(f"{process.url}/health", verify=trusted).json() == {"status": "ok"}
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{process.url}/health")
+    for wrong, said in (
+        ((key, None), "both"),
+        ((key, tmp_path / "none.pem"), "no file"),
+        ((certificate, key), "PEM"),
+    ):
+        with pytest.raises(HeadstartError, match=said):
+            Tls.of(*wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tenants": Path("/nowhere.yaml")}, {"request_timeout": 0.0}, {"max_body_bytes": 10**11}]
+)
+def test_limits_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(HeadstartError) as caught:
+        LimitOptions(**wrong).read(["key"])
+    assert "\n" not in str(caught.value)
 
 
 def run(*arguments: str) -> tuple[int, str]:

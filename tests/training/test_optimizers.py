@@ -138,9 +138,7 @@ def test_matrices_moved_together_move_as_one_by_one() -> None:
     for name, parameter in moved.items():
         # Both iterate in bfloat16, in products of another order.
         assert (parameter - by_name[name]).norm() < 0.01 * parameter.norm(), name
-        assert name == missing or torch.equal(
-            muon.state[parameter][momentum], peer.state[by_name[name]][momentum]
-        )
+        assert name == missing or torch.equal(muon.state[parameter][momentum], peer.state[by_name[name]][momentum])
 
 
 def test_orthogonal_updates_have_singular_values_near_one() -> None:

@@ -36,7 +36,7 @@ def compare(
     ],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Checkpoint directory or hub id. [default: the built-in story model]"),
+        typer.Option("--model", "-m", help="Checkpoint directory or hub id. [default: the built-in model]"),
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="Random weights instead of a model: qwen2.5-0.5b or tiny.", show_default=False)

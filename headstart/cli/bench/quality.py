@@ -28,7 +28,7 @@ def quality(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Checkpoint directory or hub id. [default: the built-in story model]"),
+        typer.Option("--model", "-m", help="Checkpoint directory or hub id. [default: the built-in model]"),
     ] = None,
     shape: Annotated[
         str | None,

@@ -1,0 +1,205 @@
+"""Cached pages in files: checksummed, complete or not there at all, and found again after a restart."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import queue
+import re
+import struct
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from headstart.errors import HeadstartError
+
+log = logging.getLogger(__name__)
+
+# Magic and version, the page's key, length of the bytes that follow, and their checksum.
+_HEADER = struct.Struct("<8s24sQ16s")
+_MAGIC = b"HSKVPG01"
+_NAME = re.compile(r"[0-9a-f]{48}\.kv")
+_MODEL = re.compile(r"[0-9a-f]{16}")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{48}\.(\d+)\.tmp")
+# What waits to be written takes at most this much memory; beyond it pages are dropped, for the engine must not wait.
+_QUEUE_BYTES = 256 * 2**20
+
+
+class DiskTier:
+    """Pages as files below a directory, the least recently used of which make room. Not for several threads.
+
+    A file is `MODEL/AB/KEY.kv`, written beside and renamed. What is not such a file is left alone; what is one and
+    does not hold what it should is deleted, with a warning.
+
+    Args:
+        path: the directory; made if need be, for its owner alone, since keys tell of prompts.
+        limit: bytes of all pages below it, other models' included.
+        model: 16 hexadecimal digits.
+        page_bytes: of one page.
+
+    Raises:
+        HeadstartError: the directory cannot be made or written.
+    """
+
+    def __init__(self, path: Path, limit: int, model: str, page_bytes: int) -> None:
+        self._root, self._limit, self._page_bytes = path, limit, page_bytes
+        self._own = path / model
+        self._file_bytes = page_bytes + _HEADER.size
+        # Every file with its size, the least recently used first.
+        self._files: OrderedDict[Path, int] = OrderedDict()
+        self._total = 0
+        self._lock = threading.Lock()
+        self._waiting: dict[bytes, bytes] = {}
+        self._room = max(1, _QUEUE_BYTES // page_bytes)
+        self._tasks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._warned = False
+        try:
+            self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._own / f".{os.getpid()}.probe").touch()
+            (self._own / f".{os.getpid()}.probe").unlink()
+        except OSError as error:
+            raise HeadstartError(f"the disk tier cannot use {path}: {error.strerror}; choose another path") from None
+        self._scan()
+        self._writer = threading.Thread(target=self._write_all, name="headstart-disk-tier", daemon=True)
+        self._writer.start()
+
+    def __contains__(self, key: bytes) -> bool:
+        with self._lock:
+            return key in self._waiting or self._place(key) in self._files
+
+    def put(self, key: bytes, page: bytes) -> None:
+        """Have a page written, unless it is there or too much waits already."""
+        with self._lock:
+            if key in self._waiting or self._place(key) in self._files or len(self._waiting) >= self._room:
+                return
+            self._waiting[key] = page
+        self._tasks.put(key)
+
+    def get(self, key: bytes) -> bytes | None:
+        """A page, or None if it is not there or not whole."""
+        place = self._place(key)
+        with self._lock:
+            if key in self._waiting:
+                return self._waiting[key]
+            if place not in self._files:
+                return None
+            self._files.move_to_end(place)
+        page = self._read(place, key)
+        if page is None:
+            self._forget(place)
+        return page
+
+    def flush(self, pages: Iterable[tuple[bytes, Any]], seconds: float) -> None:
+        """Write what waits and these pages too, for so long at most, and end the writing thread."""
+        deadline = time.monotonic() + seconds
+        for key, page in pages:
+            while len(self._waiting) >= self._room and time.monotonic() < deadline:
+                time.sleep(0.01)
+            if time.monotonic() >= deadline:
+                break
+            self.put(key, page.tobytes())
+        self._tasks.put(None)
+        self._writer.join(max(0.0, deadline - time.monotonic()))
+
+    def _place(self, key: bytes) -> Path:
+        name = key.hex()
+        return self._own / name[:2] / f"{name}.kv"
+
+    def _scan(self) -> None:
+        """Find what earlier processes have left."""
+        found: list[tuple[float, Path, int]] = []
+        foreign: list[Path] = []
+        for path in self._root.rglob("*"):
+            try:
+                status = path.stat()
+                if path.is_dir():
+                    continue
+            except OSError:
+                continue
+            depth = len(path.relative_to(self._root).parts)
+            unfinished = _UNFINISHED.fullmatch(path.name)
+            if depth == 3 and unfinished and _MODEL.fullmatch(path.parts[-3]):
+                if not psutil.pid_exists(int(unfinished[1])):
+                    path.unlink(missing_ok=True)
+            elif depth == 3 and _NAME.fullmatch(path.name) and _MODEL.fullmatch(path.parts[-3]):
+                found.append((status.st_mtime, path, status.st_size))
+            else:
+                foreign.append(path)
+        if foreign:
+            log.warning("ignored %d files in the disk tier that are not its own, such as %s", len(foreign), foreign[0])
+        for _, path, size in sorted(found):
+            self._files[path] = size
+            self._total += size
+        self._make_room(0)
+
+    def _read(self, place: Path, key: bytes) -> bytes | None:
+        try:
+            data = place.read_bytes()
+            os.utime(place)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("the disk tier's file %s cannot be read: %s", place, error.strerror)
+            return None
+        if len(data) == self._file_bytes:
+            magic, named, length, checksum = _HEADER.unpack_from(data)
+            page = data[_HEADER.size :]
+            if (magic, named, length) == (_MAGIC, key, len(page)) and checksum == _checksum(key, page):
+                return page
+        log.warning("the disk tier's file %s is corrupt and is deleted", place)
+        with contextlib.suppress(OSError):
+            place.unlink(missing_ok=True)
+        return None
+
+    def _forget(self, place: Path) -> None:
+        with self._lock:
+            self._total -= self._files.pop(place, 0)
+
+    def _write_all(self) -> None:
+        """The writing thread."""
+        while (key := self._tasks.get()) is not None:
+            page = self._waiting[key]
+            written = self._write(key, page)
+            with self._lock:
+                if written:
+                    self._files[self._place(key)] = self._file_bytes
+                    self._total += self._file_bytes
+                del self._waiting[key]
+
+    def _write(self, key: bytes, page: bytes) -> bool:
+        place = self._place(key)
+        beside = place.with_name(f".{key.hex()}.{os.getpid()}.tmp")
+        try:
+            if not self._make_room(self._file_bytes):
+                return False
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            beside.write_bytes(_HEADER.pack(_MAGIC, key, len(page), _checksum(key, page)) + page)
+            beside.replace(place)
+            return True
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            if not self._warned:
+                log.warning("the disk tier cannot write %s: %s; it goes on without what it cannot write", place, error)
+                self._warned = True
+            return False
+
+    def _make_room(self, wanted: int) -> bool:
+        """Delete the oldest files until so many bytes fit."""
+        while True:
+            with self._lock:
+                if self._total + wanted <= self._limit:
+                    return True
+                if not self._files:
+                    return False
+                place, size = self._files.popitem(last=False)
+                self._total -= size
+            place.unlink(missing_ok=True)
+
+
+def _checksum(key: bytes, page: bytes) -> bytes:
+    return hashlib.blake2b(page, key=key, digest_size=16).digest()

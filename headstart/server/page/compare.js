@@ -1,0 +1,243 @@
+// One prompt through two stacks, and where the answers part.
+
+import { get, here } from "./api.js";
+import { stream } from "./answer.js";
+import { documentDrop, withDocuments } from "./documents.js";
+import { announce, h, labelled } from "./dom.js";
+import { digits, seconds, share, whole } from "./format.js";
+import { settingsForm } from "./settings.js";
+
+/** The length of the text with which both begin, never within a character that takes two. */
+export function commonLength(one, other) {
+  let at = 0;
+  while (at < one.length && at < other.length && one[at] === other[at]) at += 1;
+  const within = at > 0 && at < Math.max(one.length, other.length) && /[\uD800-\uDBFF]/.test(one[at - 1]);
+  return within ? at - 1 : at;
+}
+
+/** What two answers have in common, in a sentence. */
+export function verdict(one, other) {
+  if (one === other) return `Both answers are the same, all ${whole(one.length)} characters.`;
+  const common = commonLength(one, other);
+  if (common === 0) return "The answers differ from the first character on.";
+  const words = one.slice(0, common).trim().split(/\s+/).filter(Boolean).length;
+  if (common === Math.min(one.length, other.length))
+    return `One answer begins with all of the other, ${whole(common)} characters, and goes on.`;
+  return `The answers are the same for ${whole(common)} characters (about ${whole(words)} words), then they part.`;
+}
+
+function sideForm(name, other) {
+  const url = h("input", {
+    type: "url",
+    placeholder: other ? "http://127.0.0.1:8001 (empty: this server)" : "This server",
+    autocomplete: "off",
+    spellcheck: "false",
+  });
+  const key = h("input", { type: "password", placeholder: "None", autocomplete: "off" });
+  const anew = h("input", { type: "checkbox", checked: other });
+  const stack = h("p", { class: "soft" }, "");
+  const said = h("div", { class: "said" });
+  const before = h("div");
+  const figures = h("p", { class: "figures" });
+  const check = h("label", { class: "check" }, anew, "Read the prompt anew, without the cache");
+  const element = h(
+    "section",
+    { class: "card side", "aria-label": `Side ${name}` },
+    h("h2", {}, `Side ${name}`),
+    h(
+      "fieldset",
+      {},
+      h("legend", { class: "visually-hidden" }, `Server of side ${name}`),
+      labelled("Server", url),
+      labelled("Its key, if it is another server", key),
+      check,
+    ),
+    stack,
+    before,
+    said,
+    figures,
+  );
+  const server = () => {
+    const given = url.value.trim().replace(/\/+$/, "");
+    return given && given !== location.origin ? { url: given, key: key.value } : here();
+  };
+  return { element, server, url, anew, stack, said, before, figures };
+}
+
+async function describe(side) {
+  const model = (await get("/v1/models", side.server())).data[0];
+  let methods = "";
+  try {
+    const used = (await get("/stats?after=999999999999999", side.server())).engine.methods;
+    methods = used.length ? `, --use ${used.join(" --use ")}` : ", no methods in force";
+  } catch {
+    // Another kind of server has no such path.
+  }
+  side.stack.textContent = `${model.id}${methods}${model.exact === false ? ", approximate" : ""}`;
+  return model.id;
+}
+
+export function compareView(root) {
+  let running = null;
+  const problem = h("p", { class: "error", role: "alert", hidden: true });
+  const complain = (text) => {
+    problem.textContent = text ?? "";
+    problem.hidden = !text;
+  };
+  const prompt = h("textarea", { rows: 4 });
+  const kind = h(
+    "select",
+    {},
+    h("option", { value: "completions" }, "Completion"),
+    h("option", { value: "chat" }, "Chat"),
+  );
+  const order = h(
+    "select",
+    {},
+    h("option", { value: "turns" }, "A, then B"),
+    h("option", { value: "together" }, "Both at once"),
+  );
+  const go = h("button", { type: "submit", class: "primary" }, "Compare");
+  const settings = settingsForm({ temperature: 0, maxTokens: 128 });
+  const drop = documentDrop(root, complain, () => complain(null));
+  const sides = [sideForm("A", false), sideForm("B", true)];
+  const result = h("div", { class: "verdict", hidden: true });
+  const form = h(
+    "form",
+    { class: "side", novalidate: true },
+    h(
+      "p",
+      { class: "soft" },
+      "A server runs one stack of methods. To compare two, start a second server with other --use options and " +
+        `--allowed-origins ${location.origin}, and name it as side B. With B left empty, this server answers twice: ` +
+        "once with its cache and once reading anew. Times are as this browser sees them.",
+    ),
+    labelled("Prompt", prompt),
+    drop.list,
+    h(
+      "div",
+      { class: "row" },
+      drop.button,
+      labelled("As", kind),
+      labelled("Order", order),
+      h("span", { class: "grow" }),
+      go,
+    ),
+    settings.element,
+    problem,
+    result,
+    h(
+      "div",
+      { class: "sides" },
+      sides.map((side) => side.element),
+    ),
+  );
+  root.append(form);
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (running) {
+      running.abort();
+      return;
+    }
+    const text = withDocuments(drop.documents, prompt.value);
+    if (!text) return;
+    complain(null);
+    result.hidden = true;
+    running = new AbortController();
+    go.textContent = "Stop";
+    try {
+      await compare(text, settings.values());
+    } catch (error) {
+      complain(error.message);
+    }
+    running = null;
+    go.textContent = "Compare";
+  });
+
+  async function compare(text, values) {
+    const chat = kind.value === "chat";
+    const path = chat ? "/v1/chat/completions" : "/v1/completions";
+    const asked = chat ? { messages: [{ role: "user", content: text }] } : { prompt: text };
+    const run = async (side) => {
+      side.said.replaceChildren();
+      side.figures.textContent = "";
+      side.figures.classList.remove("error");
+      await describe(side);
+      const body = { ...asked, ...values };
+      // A salt of its own shares cached keys with nobody.
+      if (side.anew.checked) body.cache_salt = crypto.getRandomValues(new Uint32Array(4)).join("-");
+      return stream({ path, body, server: side.server(), signal: running.signal }, side);
+    };
+    let answers;
+    if (order.value === "together") answers = await Promise.all(sides.map(run));
+    else answers = [await run(sides[0]), running.signal.aborted ? null : await run(sides[1])];
+    if (answers.every((answer) => answer?.figures)) show(answers);
+  }
+
+  function show(answers) {
+    const [one, other] = answers.map((answer) => answer.text);
+    const common = commonLength(one, other);
+    sides.forEach((side, at) => {
+      const text = answers[at].text;
+      const rest = text.slice(common);
+      side.said.replaceChildren(text.slice(0, common), rest ? h("mark", {}, rest) : "");
+    });
+    const sentence = verdict(one, other);
+    const [a, b] = answers.map((answer) => answer.figures);
+    const rows = [
+      ["First token", seconds, a.firstToken, b.firstToken],
+      ["Whole answer", seconds, a.total, b.total],
+      ["Tokens/s", digits, a.rate, b.rate],
+      ["Prompt tokens", whole, a.usage?.prompt_tokens, b.usage?.prompt_tokens],
+      ["From the cache", (value) => value, cachedShare(a), cachedShare(b)],
+    ];
+    const shown = (format, value) => (value === null || value === undefined ? "–" : format(value));
+    result.replaceChildren(
+      h("p", {}, sentence),
+      h(
+        "div",
+        { class: "scroll" },
+        h(
+          "table",
+          {},
+          h(
+            "thead",
+            {},
+            h(
+              "tr",
+              {},
+              ["", "A", "B"].map((head) => h("th", { scope: "col", class: head ? "number" : null }, head)),
+            ),
+          ),
+          h(
+            "tbody",
+            {},
+            rows.map(([name, format, left, right]) =>
+              h(
+                "tr",
+                {},
+                h("th", { scope: "row" }, name),
+                [left, right].map((value) => h("td", { class: "number" }, shown(format, value))),
+              ),
+            ),
+          ),
+        ),
+      ),
+      h(
+        "p",
+        { class: "soft" },
+        "One run each: times differ from run to run. `headstart bench compare` measures with repeats.",
+      ),
+    );
+    result.hidden = false;
+    announce(sentence);
+  }
+
+  return { shown: () => prompt.focus({ preventScroll: true }) };
+}
+
+function cachedShare(figures) {
+  const usage = figures.usage;
+  return usage ? share(usage.prompt_tokens_details?.cached_tokens ?? 0, usage.prompt_tokens) : null;
+}
