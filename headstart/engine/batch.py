@@ -7,15 +7,31 @@ import torch
 from torch import Tensor
 
 from headstart.engine.request import Sequence
+from headstart.engine.seams import Draft
 from headstart.ops.attention import RaggedLayout
 
 
 @dataclass(frozen=True)
 class Allotment:
-    """So many of a sequence's known tokens are to be computed in this step."""
+    """So many of a sequence's known tokens are to be computed in this step, and the draft that follows them.
+
+    `late` is a guess of the token behind the draft: it has no row of its own, since the last row decides on it.
+    """
 
     sequence: Sequence
     num_tokens: int
+    draft: Draft | None = None
+    late: Draft | None = None
+
+    @property
+    def guesses(self) -> list[int]:
+        """The draft's tokens."""
+        return [] if self.draft is None else self.draft.tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that it takes in the step."""
+        return self.num_tokens + len(self.guesses)
 
     @property
     def completes(self) -> bool:
@@ -53,9 +69,10 @@ class TokenBatch:
         logit_rows: list[int] = []
         for allotment in allotments:
             sequence, share = allotment.sequence, allotment.num_tokens
-            start, end = sequence.num_computed, sequence.num_computed + share
+            start = sequence.num_computed
+            end = start + allotment.num_rows
             top = len(token_ids)
-            token_ids += sequence.tokens[start:end]
+            token_ids += [*sequence.tokens[start : start + share], *allotment.guesses]
             positions += range(start, end)
             prompt = min(max(sequence.num_prompt - start, 0), share)
             lengths += [sequence.num_prompt] * prompt
@@ -63,14 +80,14 @@ class TokenBatch:
             if sequence.wants_prompt_rows and start < sequence.num_prompt:
                 logit_rows += range(top, top + share)
             elif allotment.completes:
-                logit_rows.append(top + share - 1)
+                logit_rows += range(top + share - 1, top + allotment.num_rows)
 
         def indices(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int64, device=device)
 
         layout = RaggedLayout(
-            [a.num_tokens for a in allotments],
-            [a.sequence.kv_length + a.num_tokens for a in allotments],
+            [a.num_rows for a in allotments],
+            [a.sequence.kv_length + a.num_rows for a in allotments],
             [a.sequence.pages for a in allotments],
             page_size,
             device,

@@ -2,7 +2,9 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,15 @@ from headstart.engine.pooling import Pooler
 from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.runner import Runner
-from headstart.engine.sampler import Sampled, Sampler
+from headstart.engine.sampler import Guess, Sampled, Sampler
 from headstart.engine.scheduler import ByPriority
-from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization
+from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization, Verifier
+from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.tiered import add_tiers
 from headstart.engine.watch import Watch, namespace_of
 from headstart.errors import InvalidRequestError, MethodError
+from headstart.models.decoder import Decoder
 from headstart.models.layers import Linear
 from headstart.ops.linear import widening_pays_from
 
@@ -41,7 +45,8 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15
 
 @dataclass
 class EngineStats:
-    """Counters since the start, and where pages and requests are now."""
+    """Counters since the start, and where pages and requests are now; `drafts` are those of `Speculation.counts`,
+    `methods` what each method counts."""
 
     num_running: int
     num_waiting: int
@@ -55,6 +60,8 @@ class EngineStats:
     preemptions: int
     steps: int
     finished: dict[str, int] = field(default_factory=dict)
+    drafts: dict[str, int] = field(default_factory=dict)
+    methods: dict[str, dict[str, int]] = field(default_factory=dict)
     prefill_tokens: int = 0
     decode_tokens: int = 0
     step_seconds: float = 0.0
@@ -80,13 +87,22 @@ class Engine:
         self.checkpoint = checkpoint or load_checkpoint(
             args.model, args.dtype, args.device, skip_tokenizer_init=args.skip_tokenizer_init
         )
+        if checkpoint is not None and self.stack.optional("linear", LinearOp) is not None:
+            # The caller's model stays as it is: only a copy of its modules, around the same weights, is taken over.
+            self.checkpoint = replace(checkpoint, decoder=checkpoint.decoder.with_same_weights())
         decoder = self.checkpoint.decoder
         self.tokenizer = self.checkpoint.tokenizer
         self.vocab_size = self.checkpoint.config.vocab_size
         self.eos_ids = self.checkpoint.generation_config.eos_token_ids
         device = torch.device(args.device)
+        self.stack.start(self.checkpoint)
+        self._speculation = Speculation.of(self.stack)
+        drafter = None if self._speculation is None else self._speculation.drafter
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
-        num_pages, self.max_model_len = args.cache_size(layers, self.checkpoint.config)
+        sized = layers if drafter is None else [*layers, *drafter.layers()]
+        num_pages, self.max_model_len = args.cache_size(sized, self.checkpoint.config)
+        if drafter is not None:
+            drafter.allocate(num_pages, args.page_size, self.max_model_len)
         self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.page_size, device)
         if args.kv_tier is not None:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
@@ -96,12 +112,14 @@ class Engine:
         self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts)
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
-        self.sampler = Sampler(self.eos_ids, (lambda token: "") if texts is None else texts.text)
+        self.sampler = Sampler(
+            self.eos_ids, (lambda token: "") if texts is None else texts.text, self.stack.get("verifier", Verifier)
+        )
         self.requests: dict[str, Request] = {}
         # Requests whose tokens could not be taken, where somebody ends them; otherwise the step raises.
         self.failures: list[tuple[str, Exception]] | None = None
         self.watch = Watch(self.planner, self.store, self.requests, self.stack.methods)
-        self._bind_weights()
+        self._bind_weights(decoder)
         if device.type == "cpu" and decoder.dtype in (torch.bfloat16, torch.float16):
             widening_pays_from(decoder.dtype)  # measured now, not within somebody's first request
         self._tokenization = self.stack.get("tokenization", Tokenization)
@@ -149,11 +167,12 @@ class Engine:
         if self._prompt_rule is not None:
             ids = self._prompt_rule.rewrite(ids)
         self._check(ids, params)
-        own_namespace = not self.args.enable_prefix_caching and params.generated > 1
+        shares = self.stack.shares_keys
+        own_namespace = shares and not self.args.enable_prefix_caching and params.generated > 1
         namespace = f"request:{request_id}" if own_namespace else None
-        if self.args.enable_prefix_caching:
+        if shares and self.args.enable_prefix_caching:
             reuse_salt = self.checkpoint.decoder.reuse_salt(len(ids))
-            namespace = namespace_of(cache_salt, self.stack.fingerprint, reuse_salt)
+            namespace = namespace_of(cache_salt, self.stack.identity(len(ids)), reuse_salt)
         room = self.max_model_len - len(ids)
         request = Request(
             request_id=request_id,
@@ -203,10 +222,14 @@ class Engine:
         allotments = self.planner.allotments()
         if not allotments:
             return []
+        if self._speculation is not None:
+            allotments = self._speculation.extend(allotments)
         self._note_start(allotments)
         planned = self.watch.planned(allotments)
         batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device)
         hidden = self.runner.run(batch)
+        if self._speculation is not None:
+            allotments = self._speculation.add_late(allotments)
         ready = self._collect(allotments, hidden)
         self._totals["steps"] += 1
         touched: dict[str, Request] = {}
@@ -214,13 +237,13 @@ class Engine:
             sequence = allotment.sequence
             sequence.num_computed += allotment.num_tokens
             assert sequence.lease is not None
-            sequence.lease.commit(sequence.tokens, sequence.num_computed)
-            self._drop_keys(sequence)
+            sequence.lease.commit(sequence.tokens, self._num_shareable(sequence))
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
+        said = self._totals["generation"]
         if ready:
-            for sequence, drawn in zip(ready[0], self._sample(*ready), strict=True):
+            for sequence, drawn in self._draws(*ready):
                 try:
                     self._append(sequence, drawn)
                 except Exception as error:
@@ -229,6 +252,10 @@ class Engine:
                     self.failures.append((sequence.request.request_id, error))
                     continue
                 touched[sequence.request.request_id] = sequence.request
+        for allotment in allotments:
+            self._drop_keys(allotment.sequence)
+        if self._speculation is not None:
+            self._speculation.end(self._totals["generation"] - said)
         self.watch.ran(planned)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
 
@@ -247,6 +274,8 @@ class Engine:
             preemptions=self.planner.num_preemptions,
             steps=self._totals["steps"],
             finished=dict(self._finished),
+            drafts={} if self._speculation is None else dict(self._speculation.counts),
+            methods={item.card.key: counts for item in self.stack.methods if (counts := item.counters())},
             prefill_tokens=self.watch.prefill_tokens,
             decode_tokens=self.watch.decode_tokens,
             step_seconds=self.watch.step_seconds,
@@ -255,10 +284,15 @@ class Engine:
             tier_pages_in=self.store.tier_traffic[1],
         )
 
-    def _bind_weights(self) -> None:
+    def _num_shareable(self, sequence: Sequence) -> int:
+        """How many of the computed tokens have keys that another prompt's own computation would give."""
+        # A lossy decode writes other keys than a lossy prefill of the same tokens.
+        return sequence.num_computed if self.stack.exact else min(sequence.num_computed, sequence.num_prompt)
+
+    def _bind_weights(self, decoder: Decoder) -> None:
         """Let a `LinearOp` take over the dense weights."""
         linear = self.stack.optional("linear", LinearOp)
-        for name, module in self.checkpoint.decoder.named_modules() if linear is not None else ():
+        for name, module in decoder.named_modules() if linear is not None else ():
             if linear is not None and isinstance(module, Linear):
                 module.op = linear.bind(name, module)
 
@@ -323,9 +357,10 @@ class Engine:
                 self._totals["cached"] += request.num_cached
                 self._totals["prompt"] += sequence.num_prompt
 
-    def _collect(self, allotments: list[Allotment], hidden: Tensor) -> tuple[list[Sequence], Tensor] | None:
-        """The sequences whose next token is due, and their rows of `hidden`; notes prompt log-probabilities."""
-        due: list[Sequence] = []
+    def _collect(self, allotments: list[Allotment], hidden: Tensor) -> tuple[list[Allotment], Tensor] | None:
+        """What makes the next token of its sequence due, and its rows of `hidden`, the guessed ones included; notes
+        prompt log-probabilities."""
+        due: list[Allotment] = []
         rows: list[int] = []
         at = 0
         for allotment in allotments:
@@ -339,10 +374,10 @@ class Engine:
                 self._note_prompt(allotment, hidden[at : at + allotment.num_tokens])
                 at += allotment.num_tokens
             elif allotment.completes:
-                at += 1
+                at += 1 + len(allotment.guesses)
             if allotment.completes:
-                due.append(sequence)
-                rows.append(at - 1)
+                due.append(allotment)
+                rows += range(at - 1 - len(allotment.guesses), at)
         if not due:
             return None
         if len(rows) == hidden.shape[0]:
@@ -365,12 +400,47 @@ class Engine:
                 logprobs = torch.log_softmax(logits, -1)
                 request.prompt_logprobs += self.sampler.entries(logprobs, tokens, count)
 
-    @torch.inference_mode()
-    def _sample(self, sequences: list[Sequence], hidden: Tensor) -> list[Sampled]:
+    def _draws(self, due: list[Allotment], hidden: Tensor) -> Iterator[tuple[Sequence, Sampled]]:
+        """Each sequence's next token, and as long as a guess stands the one after it. The caller appends what it gets
+        before it asks for more, since a draw depends on all tokens before it."""
         logits = self.runner.logits(hidden)
+        first = [0, *accumulate(1 + len(allotment.guesses) for allotment in due)]
+        left = list(range(len(due)))
+        place = 0
+        while left:
+            sequences = [due[i].sequence for i in left]
+            rows = logits
+            if len(left) < len(logits):
+                rows = logits[torch.tensor([first[i] + place for i in left], device=logits.device)]
+            guesses = [_guess(due[i], place) for i in left]
+            standing: list[int] = []
+            for i, guess, drawn in zip(left, guesses, self._sample(rows, sequences, guesses), strict=True):
+                sequence = due[i].sequence
+                stands = guess is not None and drawn.token_id == guess.token
+                computed = place < len(due[i].guesses)
+                if stands:
+                    self._accept(sequence, drawn.token_id, computed)
+                yield sequence, drawn
+                if stands and computed and not sequence.finished:
+                    standing.append(i)
+            left, place = standing, place + 1
+
+    def _accept(self, sequence: Sequence, token: int, computed: bool) -> None:
+        """Take over the keys of a guess that stands and was computed; the token itself is appended as any other."""
+        assert self._speculation is not None and sequence.lease is not None
+        self._speculation.accept(sequence)
+        if not computed:
+            return
+        sequence.num_computed += 1
+        if sequence.num_computed % self.store.page_size == 0:
+            # Now, since the token may be the last and end the lease.
+            sequence.lease.commit([*sequence.tokens, token], self._num_shareable(sequence))
+
+    @torch.inference_mode()
+    def _sample(self, logits: Tensor, sequences: list[Sequence], guesses: list[Guess | None]) -> list[Sampled]:
         if self._logit_rule is not None:
             logits = self._logit_rule.apply(logits, sequences)
-        return self.sampler.sample(logits, sequences)
+        return self.sampler.sample(logits, sequences, guesses)
 
     def _append(self, sequence: Sequence, drawn: Sampled) -> None:
         """Take a drawn token: text, grammar, log-probabilities, and whether the output ends with it."""
@@ -420,6 +490,8 @@ class Engine:
                 sequence.finish_reason, sequence.stop_reason = "stop", sequence.detokenizer.stopped_by
         self.planner.release(sequence)
         self.sampler.forget(sequence)
+        if self._speculation is not None:
+            self._speculation.forget(sequence)
         self._finished[sequence.finish_reason] += 1
 
     def _report(self, request: Request) -> RequestOutput | None:
@@ -434,6 +506,14 @@ class Engine:
         del self.requests[request.request_id]
         if request.own_namespace and request.namespace is not None:
             self.store.drop(request.namespace)
+
+
+def _guess(allotment: Allotment, place: int) -> Guess | None:
+    """What the allotment guesses at a place, if it reaches so far."""
+    draft = allotment.draft
+    if place == len(allotment.guesses):
+        draft, place = allotment.late, 0
+    return None if draft is None else Guess.of(draft, place, allotment.sequence.num_drafts)
 
 
 def with_output_kind(params: SamplingParams, kind: Any) -> SamplingParams:

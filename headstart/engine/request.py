@@ -24,6 +24,7 @@ class Sequence:
         num_prompt: how many of them are the prompt.
         num_computed: how many have been through the model.
         num_dropped: how many of those have no keys in the cache any more (`Retention`).
+        num_drafts: drafts made for it so far.
         lease: its pages while it runs.
         seed: with the output position, determines every random draw.
     """
@@ -37,6 +38,7 @@ class Sequence:
     matcher: Any = None
     num_computed: int = 0
     num_dropped: int = 0
+    num_drafts: int = 0
     lease: PageLease | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None

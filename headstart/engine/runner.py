@@ -1,5 +1,6 @@
 """Runs one batch through the model: the decoder meets the KV cache and the methods in force here."""
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from headstart.engine.batch import TokenBatch
 from headstart.engine.seams import Attention, KVStore, Prefill, Selector
 from headstart.engine.stack import Stack
 from headstart.models.decoder import AttentionSpec, Decoder
-from headstart.ops.attention import RaggedLayout
+from headstart.ops.attention import RaggedLayout, attention_among
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,52 @@ class StepAttention:
             out[group.rows] = self._attend(group, spec, q[group.rows], keys, values)
         return out
 
+    def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> "AmongAttention":
+        """Attention for chosen rows over chosen keys, as `StepAttend` says."""
+        return AmongAttention(self.store, self.layout, rows, keys)
+
     def _attend(self, group: _Group, spec: AttentionSpec, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         selection = group.selector.select(spec, q, keys, group.layout)
         out, _ = group.attention.attend(spec, q, keys, values, group.layout, selection)
         return out.to(q.dtype)
+
+
+class AmongAttention:
+    """Exact attention of chosen rows of each sequence over chosen keys of its own, whatever the step's rows are."""
+
+    def __init__(self, store: KVStore, layout: RaggedLayout, rows: Seq[Tensor], keys: Seq[Tensor]) -> None:
+        self.store = store
+        self.rows, self.keys = rows, keys
+        tables = [torch.tensor(table, dtype=torch.int64, device=layout.device) for table in layout.page_tables]
+
+        def slots(table: Tensor, places: Tensor) -> Tensor:
+            return table[places // layout.page_size] * layout.page_size + places % layout.page_size
+
+        self._written = torch.cat([slots(*pair) for pair in zip(tables, rows, strict=True)])
+        self._read = [slots(*pair) for pair in zip(tables, keys, strict=True)]
+
+    def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`q [R, H, D]`, `k, v [R, Hkv, D]`, the sequences' rows one after the other → `[R, H, D]`."""
+        self.store.write(spec.layer, k, v, self._written)
+        values = self.store.layer(spec.layer)[1].flatten(0, 1)
+        parts = []
+        for s, part in enumerate(q.split([len(rows) for rows in self.rows])):
+            out, _ = attention_among(
+                part,
+                self.keys_of(spec, s),
+                values[self._read[s]],
+                self.rows[s],
+                self.keys[s],
+                scale=spec.scale,
+                window=spec.window,
+                softcap=spec.softcap,
+            )
+            parts.append(out)
+        return torch.cat(parts).to(q.dtype)
+
+    def keys_of(self, spec: AttentionSpec, s: int) -> Tensor:
+        """`[N, Hkv, D]`, the chosen keys of sequence s at a layer."""
+        return self.store.layer(spec.layer)[0].flatten(0, 1)[self._read[s]]
 
 
 def _groups(batch: TokenBatch, stack: Stack) -> list[_Group]:
@@ -53,7 +96,8 @@ def _groups(batch: TokenBatch, stack: Stack) -> list[_Group]:
     ways: dict[tuple[int, int], tuple[Attention, Selector]] = {}
     for s, allotment in enumerate(batch.allotments):
         phase = "decode" if allotment.sequence.decoding else "prefill"
-        context = batch.layout.kv_lengths[s]
+        # What counts is the whole prompt: however it is cut, the same way attends to all of it.
+        context = max(batch.layout.kv_lengths[s], allotment.sequence.num_prompt)
         attention, selector = f"attention.{phase}", f"selector.{phase}"
         way = (
             (stack.get if context >= stack.min_context(attention) else stack.default)(attention, Attention),

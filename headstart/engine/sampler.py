@@ -5,6 +5,7 @@ whoever shares the batch.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from headstart.engine.grammar import allowed_bitmask, apply_bitmask_
 from headstart.engine.outputs import Logprob
+from headstart.engine.params import SamplingParams
 from headstart.engine.request import Sequence
+from headstart.engine.seams import Draft, RejectionSampling, Verifier
+from headstart.ops.sampling import invert
 
 # Nucleus sampling looks at this many candidates first and sorts the whole vocabulary only where they fall short.
 _CANDIDATES = 1024
@@ -29,27 +33,62 @@ class Sampled:
     logprobs: dict[int, Logprob] | None
 
 
+@dataclass(frozen=True)
+class Guess:
+    """What a draft says of one position.
+
+    Attributes:
+        token: the guess.
+        probabilities: `[V]`, from what it was drawn; None if it was certain.
+        number: of the draft, among those made for the sequence.
+    """
+
+    token: int
+    probabilities: Tensor | None
+    number: int
+
+    @classmethod
+    def of(cls, draft: Draft, place: int, number: int) -> "Guess | None":
+        """The guess at a place of a draft; None behind its end."""
+        if place >= len(draft.tokens):
+            return None
+        return cls(draft.tokens[place], None if draft.probabilities is None else draft.probabilities[place], number)
+
+
 class Sampler:
     """Draws one token per row.
 
     Args:
         eos_ids: the model's end-of-sequence tokens, which `min_tokens` forbids.
         decode: turns one id into text, for log-probability entries.
+        verifier: decides where a token was guessed.
     """
 
-    def __init__(self, eos_ids: list[int], decode: Callable[[int], str]) -> None:
+    def __init__(self, eos_ids: list[int], decode: Callable[[int], str], verifier: Verifier | None = None) -> None:
         self.eos_ids = eos_ids
         self.decode = decode
+        self.verifier = verifier or RejectionSampling()
         self._seen: dict[Sequence, _SeenTokens] = {}
 
-    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
-        """`logits [N, V]` float32, one row per sequence → N drawn tokens. May write into `logits`."""
+    def sample(
+        self, logits: Tensor, sequences: list[Sequence], guesses: list["Guess | None"] | None = None
+    ) -> list[Sampled]:
+        """`logits [N, V]` float32, one row per sequence → N drawn tokens. May write into `logits`.
+
+        Where a token was guessed, the verifier decides whether it stands, and what is drawn otherwise; a greedy
+        sequence takes the likeliest token whatever was guessed.
+        """
         wants = [s.logprob_count for s in sequences]
         noted = [row for row, want in enumerate(wants) if want is not None]
         raw = dict(zip(noted, torch.log_softmax(logits[noted], -1).split(1), strict=True)) if noted else {}
         logits = self._restrict(logits, sequences)
         drawn = logits.argmax(-1)
-        rows = [i for i, s in enumerate(sequences) if not s.params.greedy]
+        random = [i for i, s in enumerate(sequences) if not s.params.greedy]
+        rows = [i for i in random if guesses is None or guesses[i] is None]
+        guessed = [(i, guess) for i in random if guesses is not None and (guess := guesses[i]) is not None]
+        if guessed:
+            chosen = torch.tensor([i for i, _ in guessed], device=logits.device)
+            drawn[chosen] = self._verify(logits[chosen], [(sequences[i], guess) for i, guess in guessed])
         if rows:
             every = len(rows) == len(sequences)
             chosen = logits if every else logits[torch.tensor(rows, device=logits.device)]
@@ -59,6 +98,23 @@ class Sampler:
             Sampled(token, None if want is None else self.entries(raw[row], [token], want)[0])
             for row, (token, want) in enumerate(zip(tokens, wants, strict=True))
         ]
+
+    def _verify(self, logits: Tensor, guessed: list[tuple[Sequence, "Guess"]]) -> Tensor:
+        """`logits [N, V]`, restricted → `[N]`, what stands of one position."""
+        device = logits.device
+        target = distribution(logits, [sequence.params for sequence, _ in guessed]).double()
+        tokens = torch.tensor([guess.token for _, guess in guessed], device=device)
+        draft = torch.zeros_like(target)
+        for row, (_, guess) in enumerate(guessed):
+            if guess.probabilities is None:
+                draft[row, guess.token] = 1.0
+            else:
+                draft[row] = guess.probabilities
+        points = [
+            [uniform(s.seed, s.num_output, purpose, guess.number) for purpose in (_ACCEPTED, _REPLACED)]
+            for s, guess in guessed
+        ]
+        return self.verifier.verify(target, draft, tokens, torch.tensor(points, dtype=torch.float64, device=device))
 
     def forget(self, sequence: Sequence) -> None:
         """Let go of what was remembered about a sequence that has ended."""
@@ -143,48 +199,72 @@ def _has_penalties(sequence: Sequence) -> bool:
     return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
 
 
-def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) that decides the draw at an output position: Philox with the seed as its key."""
-    generator = np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[position, 0, 0, 0]))
+# What a random number is for: `uniform` gives different ones for one position.
+_DRAWN, _ACCEPTED, _REPLACED, DRAFTED = range(4)
+
+
+def uniform(seed: int, position: int, purpose: int = _DRAWN, number: int = 0) -> float:
+    """The number in [0, 1) that decides something at an output position: Philox with the seed as its key.
+
+    `number` tells apart what is decided several times at one position, in drafts that are thrown away.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[position, purpose, number, 0]))
     return float(generator.random())
+
+
+def distribution(logits: Tensor, params: list[SamplingParams]) -> Tensor:
+    """`logits [N, V]` float32 → `[N, V]`, what is drawn from: after temperature, min-p, top-k and top-p."""
+    probabilities = _tempered(logits, params)
+    size = logits.shape[1]
+    filtered = [i for i, p in enumerate(params) if p.top_p < 1 or 0 < p.top_k < size]
+    if filtered:
+        rows = torch.tensor(filtered, device=logits.device)
+        top_p, top_k = _bounds([params[i] for i in filtered], logits)
+        values, indices = probabilities[rows].sort(dim=-1, descending=True)
+        kept = values * _among_likeliest(values, values.sum(-1, keepdim=True), size, top_p, top_k)
+        probabilities[rows] = torch.zeros_like(values).scatter_(1, indices, kept)
+    return probabilities / probabilities.sum(-1, keepdim=True)
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     """One draw per row by inverting the cumulative distribution after temperature, min-p, top-k and top-p."""
 
-    def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
-
     params = [s.params for s in sequences]
-    temperatures = [min(max(p.temperature, _COLDEST), _HOTTEST) for p in params]
-    probabilities = torch.softmax(logits / column(temperatures), -1)
-    if any(p.min_p > 0 for p in params):
-        floor = probabilities.amax(-1, keepdim=True) * column([p.min_p for p in params])
-        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
-    points = column([uniform(s.seed, s.num_output) for s in sequences], torch.float64)
+    probabilities = _tempered(logits, params)
+    points = _column([uniform(s.seed, s.num_output) for s in sequences], logits, torch.float64)
     size = logits.shape[1]
     filtered = [i for i, p in enumerate(params) if p.top_p < 1 or 0 < p.top_k < size]
     if not filtered:
-        return _invert(probabilities, points)
+        return invert(probabilities, points)
     rows = torch.tensor(filtered, device=logits.device)
-    top_p = column([params[i].top_p for i in filtered])
-    top_k = column([params[i].top_k if 0 < params[i].top_k < size else size for i in filtered], torch.int64)
+    top_p, top_k = _bounds([params[i] for i in filtered], logits)
     drawn = torch.empty(len(params), dtype=torch.int64, device=logits.device)
     if len(filtered) < len(params):
         others = torch.tensor(sorted(set(range(len(params))) - set(filtered)), device=logits.device)
-        drawn[others] = _invert(probabilities[others], points[others])
+        drawn[others] = invert(probabilities[others], points[others])
     drawn[rows] = _draw_among_likeliest(probabilities[rows], points[rows], top_p, top_k)
     return drawn
 
 
-def _invert(weights: Tensor, points: Tensor) -> Tensor:
-    """`weights [N, C]`, points in [0, 1) `[N, 1]` → `[N]`, the entry within which each point of the mass falls."""
-    cumulative = weights.double().cumsum(-1)
-    index = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
-    # The product can round up to the total itself: then the first entry that reaches the total is meant.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-    # A row without numbers, from a model that overflows, still gives a token that exists.
-    return torch.minimum(index, last).clamp_(max=weights.shape[1] - 1).squeeze(1)
+def _column(values: Seq[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
+
+
+def _tempered(logits: Tensor, params: list[SamplingParams]) -> Tensor:
+    """`[N, V]` → probabilities `[N, V]` after temperature and min-p; min-p leaves them unnormalised."""
+    temperatures = [min(max(p.temperature, _COLDEST), _HOTTEST) for p in params]
+    probabilities = torch.softmax(logits / _column(temperatures, logits), -1)
+    if any(p.min_p > 0 for p in params):
+        floor = probabilities.amax(-1, keepdim=True) * _column([p.min_p for p in params], logits)
+        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
+    return probabilities
+
+
+def _bounds(params: list[SamplingParams], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Top-p `[N, 1]`, and top-k int64 `[N, 1]`: V where there is no bound."""
+    size = logits.shape[1]
+    top_k = [p.top_k if 0 < p.top_k < size else size for p in params]
+    return _column([p.top_p for p in params], logits), _column(top_k, logits, torch.int64)
 
 
 def _draw_among_likeliest(probabilities: Tensor, points: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
@@ -204,17 +284,25 @@ def _draw_among_likeliest(probabilities: Tensor, points: Tensor, top_p: Tensor, 
     return drawn
 
 
+def _among_likeliest(values: Tensor, total: Tensor, size: int, top_p: Tensor, top_k: Tensor) -> Tensor:
+    """Which of the likeliest entries `values [N, C]`, in falling order, top-k and then top-p keep: bool `[N, C]`.
+
+    `total [N, 1]` is the mass of all `size` entries.
+    """
+    rank = torch.arange(values.shape[1], device=values.device)
+    within = values.masked_fill(rank >= top_k, 0.0)
+    # The mass that top-p is a share of: all of it, or what top-k has left.
+    mass = torch.where(top_k >= size, total, within.sum(-1, keepdim=True))
+    before = within.cumsum(-1) - within
+    return ((before < top_p * mass) | (top_p >= 1) | (rank == 0)) & (within > 0)
+
+
 def _draw_among(
     probabilities: Tensor, points: Tensor, top_p: Tensor, top_k: Tensor, candidates: int
 ) -> tuple[Tensor, Tensor]:
     """The same among the likeliest `candidates`, and bool `[N]`: the rows for which these were too few."""
     size = probabilities.shape[1]
     values, indices = probabilities.topk(candidates, dim=-1)
-    rank = torch.arange(candidates, device=probabilities.device)
-    within = values.masked_fill(rank >= top_k, 0.0)
-    # The mass that top-p is a share of: all of it, or what top-k has left.
-    mass = torch.where(top_k >= size, probabilities.sum(-1, keepdim=True), within.sum(-1, keepdim=True))
-    before = within.cumsum(-1) - within
-    kept = ((before < top_p * mass) | (top_p >= 1) | (rank == 0)) & (within > 0)
+    kept = _among_likeliest(values, probabilities.sum(-1, keepdim=True), size, top_p, top_k)
     short = kept[:, -1] & (top_k[:, 0] > candidates) & (candidates < size)
-    return indices.gather(1, _invert(values * kept, points)[:, None]).squeeze(1), short
+    return indices.gather(1, invert(values * kept, points)[:, None]).squeeze(1), short

@@ -10,19 +10,22 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from headstart.models.decoder import Attend
 from headstart.ops.attention import RaggedLayout, Selection, paged_attention
+from headstart.ops.sampling import invert
 
 if TYPE_CHECKING:
+    from headstart.checkpoints.reader import Checkpoint
     from headstart.checkpoints.tokenizer import Tokenizer
     from headstart.engine.batch import TokenBatch
     from headstart.engine.planner import StepPlanner
     from headstart.engine.request import Sequence
-    from headstart.models.decoder import Attend, AttentionSpec, Decoder
+    from headstart.models.decoder import AttentionSpec, Decoder
     from headstart.models.layers import Linear
 
 
@@ -30,6 +33,14 @@ class Seam:
     """What all seams share: `slots` names the places in the engine that an implementation fills."""
 
     slots: ClassVar[tuple[str, ...]] = ()
+
+    def start(self, checkpoint: "Checkpoint") -> None:
+        """Asked once, before anything else: refuse a model that it cannot serve (MethodError), or prepare for it."""
+        return
+
+    def counters(self) -> dict[str, int]:
+        """What it has counted since the start, by name; `EngineStats` shows it."""
+        return {}
 
 
 class Scheduler(Seam, ABC):
@@ -104,23 +115,50 @@ class EveryKey(Selector):
         return None
 
 
+class AmongAttend(Attend, Protocol):
+    """The `Attend` of chosen rows over chosen keys, per sequence the places of either."""
+
+    rows: Seq[Tensor]
+    keys: Seq[Tensor]
+
+    def keys_of(self, spec: "AttentionSpec", s: int) -> Tensor:
+        """`[N, Hkv, D]`, the chosen keys of sequence s, once the layer has attended."""
+        ...
+
+
+class StepAttend(Attend, Protocol):
+    """The `Attend` of a step's rows, and the way to that of others."""
+
+    def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> AmongAttend:
+        """Attend with other rows than the step's, over some of the keys, exactly.
+
+        Args:
+            rows: per sequence int64 `[R]`, ascending and not empty: the cache places whose keys are computed now and
+                written; queries, keys and values come in this order, the sequences one after the other.
+            keys: per sequence int64 `[N]`, ascending: the places that may be seen, those of `rows` among them. A row
+                sees the ones up to its own. What was never written must not be named.
+        """
+        ...
+
+
 class Prefill(Seam, ABC):
     """How does a step's list of tokens become hidden states and KV cache across the layers?"""
 
     slots = ("prefill",)
 
     @abstractmethod
-    def forward(self, decoder: "Decoder", batch: "TokenBatch", attend: "Attend") -> Tensor:
+    def forward(self, decoder: "Decoder", batch: "TokenBatch", attend: StepAttend) -> Tensor:
         """Run the layers that these rows need → `[N, hidden]`, the rows of `batch.logit_rows` after the last norm.
 
-        Every layer that a row skips must still receive its keys, or say through `KVLayout` that it keeps none.
+        Every layer that a row skips must still receive its keys, or say through `KVLayout` that it keeps none, or see
+        to it that no later row attends to them (`attend.among`).
         """
 
 
 class EveryLayer(Prefill):
     """All rows through all layers: the default."""
 
-    def forward(self, decoder: "Decoder", batch: "TokenBatch", attend: "Attend") -> Tensor:
+    def forward(self, decoder: "Decoder", batch: "TokenBatch", attend: Attend) -> Tensor:
         hidden = decoder(batch.token_ids, batch.positions, attend, batch.lengths)
         return hidden.index_select(0, batch.logit_rows)
 
@@ -274,6 +312,125 @@ class Retention(Seam, ABC):
         """
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A guess of what a sequence will say next.
+
+    Attributes:
+        tokens: n guessed ids, in order.
+        probabilities: float32 `[n, V]`, from what each was drawn given those before it; None where each was certain.
+    """
+
+    tokens: list[int]
+    probabilities: Tensor | None = None
+
+
+class DraftLength(Seam, ABC):
+    """How many tokens are guessed?"""
+
+    slots = ("draft_length",)
+
+    @abstractmethod
+    def go_on(
+        self, sequences: "Seq[Sequence]", lengths: list[int], hidden: Tensor, probabilities: Tensor
+    ) -> list[bool]:
+        """Asked after each drafted token that the drafter's `length` would let another follow.
+
+        Args:
+            sequences: those that are being drafted for, N of them.
+            lengths: tokens drafted so far, the one just drawn included.
+            hidden: `[N, hidden]`, the draft model's last hidden states, from which that token was drawn.
+            probabilities: float32 `[N, V]`, what it was drawn from.
+
+        Returns:
+            For whom to draft another. It may look at nothing but what the draft knows: whoever looked at the target
+            would change what is drawn.
+        """
+
+
+class FullLength(DraftLength):
+    """As long as the drafter lets drafts be: the default."""
+
+    def go_on(
+        self, sequences: "Seq[Sequence]", lengths: list[int], hidden: Tensor, probabilities: Tensor
+    ) -> list[bool]:
+        return [True] * len(lengths)
+
+
+class Drafter(Seam, ABC):
+    """Which tokens are guessed?
+
+    The engine runs a draft's tokens through the model beside the sequence's own next one, and keeps those that a
+    `Verifier` lets stand. What does not stand leaves no trace: its keys are written over.
+
+    Attributes:
+        length: most tokens of a draft.
+        guarded: whether drafts are left out where they are measured to lose.
+    """
+
+    slots = ("drafter",)
+    length: int = 4
+    guarded: bool = True
+
+    def layers(self) -> list[LayerKV]:
+        """What it keeps per token in a cache of its own, with as many pages as the model's; it counts as memory."""
+        return []
+
+    def allocate(self, num_pages: int, page_size: int, max_model_len: int) -> None:
+        """Take that memory; asked once, when the sizes are known."""
+        return
+
+    @abstractmethod
+    def guess(self, sequences: "Seq[Sequence]", lengths: list[int], rule: DraftLength) -> list[Draft]:
+        """Guess on for decoding sequences, each by at most so many tokens (at least 1); a draft may be empty.
+
+        Random numbers come from `headstart.engine.sampler.uniform`, keyed by the sequence's seed, the output
+        position, `DRAFTED` and the sequence's `num_drafts`, and no number decides two things.
+        """
+
+    def late(self, sequences: "Seq[Sequence]") -> list[Draft]:
+        """Asked for the same sequences once the model has run: a guess, of one token or none, for the position behind
+        each draft. The model's last row decides on it, so that a drafter may make it while the model runs."""
+        return [Draft([])] * len(sequences)
+
+    def forget(self, sequence: "Sequence") -> None:
+        """Let go of what is held for a sequence that has ended."""
+        return
+
+
+class Verifier(Seam, ABC):
+    """Which guesses stand?"""
+
+    slots = ("verifier",)
+
+    @abstractmethod
+    def verify(self, target: Tensor, draft: Tensor, tokens: Tensor, points: Tensor) -> Tensor:
+        """Decide one position of each of N drafts.
+
+        Args:
+            target: float64 `[N, V]`, the model's probabilities after temperature and filters.
+            draft: float64 `[N, V]`, from what the guesses were drawn.
+            tokens: int64 `[N]`, the guesses.
+            points: float64 `[N, 2]` in [0, 1), fresh and independent.
+
+        Returns:
+            int64 `[N]`, what each sequence says at this position. Where that is the guess, the draft goes on.
+        """
+
+
+class RejectionSampling(Verifier):
+    """Lets a guess x stand with probability min(1, p(x) / q(x)), and draws from what p has over q otherwise, so that
+    the result is distributed as p whatever q is (Leviathan et al., arXiv 2211.17192): the default."""
+
+    def verify(self, target: Tensor, draft: Tensor, tokens: Tensor, points: Tensor) -> Tensor:
+        chosen = tokens[:, None]
+        stands = points[:, :1] * draft.gather(1, chosen) < target.gather(1, chosen)
+        excess = (target - draft).clamp_(min=0.0)
+        # Where rounding leaves no excess the two are the same, and a guess is rejected with probability near 0.
+        excess = torch.where(excess.sum(-1, keepdim=True) > 0, excess, target)
+        return torch.where(stands[:, 0], tokens, invert(excess, points[:, 1:]))
+
+
 class LinearOp(Seam, ABC):
     """How is a weight applied?"""
 
@@ -335,6 +492,9 @@ SLOTS: dict[str, type[Seam]] = {
         KVLayout,
         KVStore,
         Retention,
+        Drafter,
+        DraftLength,
+        Verifier,
         LinearOp,
         LogitRule,
         PromptRule,
@@ -351,8 +511,10 @@ DEFAULTS: dict[str, type[Seam]] = {
     "selector.decode": EveryKey,
     "prefill": EveryLayer,
     "kv_layout": FullLayout,
+    "draft_length": FullLength,
+    "verifier": RejectionSampling,
     "tokenization": TokenizerIds,
 }
 """What stands in a slot that no method fills. The remaining slots are empty by default, which leaves things as they
-are (`retention`, `linear`, `logit_rule`, `prompt_rule`), or have their default beside the machinery that it drives
-(`scheduler`, `kv_store`)."""
+are (`retention`, `drafter`, `linear`, `logit_rule`, `prompt_rule`), or have their default beside the machinery that it
+drives (`scheduler`, `kv_store`)."""

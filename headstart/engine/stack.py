@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.cache import PagedKVStore
 from headstart.engine.scheduler import StallFree
 from headstart.engine.seams import DEFAULTS, SLOTS, Scheduler, Seam
@@ -22,6 +23,8 @@ class Stack:
         methods: the methods in force, in the order given.
         exact: whether together they leave the model's output distribution unchanged.
         fingerprint: of the lossy ones and their options; part of the identity of cached keys.
+        shares_keys: whether a prompt's keys may serve another that begins alike: not where they depend on what
+            follows them (a prompt that a lossy method needs whole) or on what is no longer there (`Retention`).
 
     Raises:
         MethodError: an unknown method or option, or two methods in one slot.
@@ -46,6 +49,7 @@ class Stack:
         self.whole_prompts = any(card.chunking == "whole" for card in cards)
         lossy = sorted(registry.describe(item) for item in self.methods if not item.card.exact)
         self.fingerprint = hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
+        self.shares_keys = self.exact or not (self.whole_prompts or "retention" in self._filled)
         made = {seam: seam() for seam in DEFAULTS.values()}
         self._defaults: dict[str, Seam] = {slot: made[seam] for slot, seam in DEFAULTS.items()}
         self._defaults |= {"scheduler": StallFree(), "kv_store": PagedKVStore()}
@@ -61,6 +65,24 @@ class Stack:
                 raise MethodError(f"{key} fills the slot {slot}, but is no {SLOTS[slot].__name__}")
             if min_context and not slot.startswith(("attention.", "selector.")):
                 raise MethodError(f"{key} declares min_context, which the slot {slot} cannot honour")
+
+    def start(self, checkpoint: Checkpoint) -> None:
+        """Show each method the model that it is to serve.
+
+        Raises:
+            MethodError: one cannot.
+        """
+        for item in self.methods:
+            item.start(checkpoint)
+
+    def identity(self, prompt_length: int) -> str:
+        """The fingerprint for a prompt of this length: it says too which lossy methods a short context keeps out."""
+        if not self.fingerprint:
+            return ""
+        sides = "".join(
+            str(int(prompt_length >= item.card.min_context)) for item in self.methods if not item.card.exact
+        )
+        return f"{self.fingerprint}:{sides}"
 
     @property
     def scheduler(self) -> Scheduler:

@@ -4,8 +4,9 @@ The network knows neither sequences nor caches. Each layer hands its queries, ke
 which owns the KV cache and decides what each query sees.
 """
 
+import copy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -235,6 +236,10 @@ class Decoder(nn.Module):
             scores = self.lm_head(hidden).float()
         cap = self.config.logits_softcap
         return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    def with_same_weights(self) -> Self:
+        """Another decoder of the same tensors, whose modules may be changed without changing this one's."""
+        return copy.deepcopy(self, {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())})
 
     @property
     def dtype(self) -> torch.dtype:

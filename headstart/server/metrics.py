@@ -89,6 +89,7 @@ class EngineCollector(Collector):
             ("generation_tokens", "Tokens generated.", stats.generation_tokens),
             ("num_preemptions", "Requests set back to make room.", stats.preemptions),
             ("engine_steps", "Steps of the engine.", stats.steps),
+            *_draft_counts(stats.drafts),
             ("kv_tier_pages_out", "Cached pages that went to CPU memory or disk.", stats.tier_pages_out),
             ("kv_tier_pages_in", "Cached pages that came back from there.", stats.tier_pages_in),
             ("engine_restarts", "Times that the engine was started again after it died.", self._engine.restarts),
@@ -131,6 +132,17 @@ class EngineCollector(Collector):
         family = CounterMetricFamily(f"headstart:{name}", text, labels=["model_name"])
         family.add_metric([self._model_name], value)
         return family
+
+
+def _draft_counts(counts: dict[str, int]) -> Iterable[tuple[str, str, int]]:
+    """Counters of speculative decoding; none where nothing drafts."""
+    if counts:
+        yield "spec_decode_num_drafts", "Drafts verified.", counts.get("drafts", 0)
+        yield "spec_decode_num_draft_tokens", "Drafted tokens.", counts.get("drafted", 0)
+        yield "spec_decode_num_accepted_tokens", "Drafted tokens that stood.", counts.get("accepted", 0)
+        for why in ("load", "request"):
+            text = f"Drafts left out since they lose for the {why}."
+            yield f"spec_decode_left_out_{why}", text, counts.get(f"left out for the {why}", 0)
 
 
 class Metrics:

@@ -4,12 +4,16 @@ short prompts by default needs no entry here.
 A lossy method's entry says with which options it keeps everything (`dense`), or why there are none (`no_dense`).
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from headstart.checkpoints.reader import Checkpoint
+from headstart.checkpoints.writer import save_checkpoint
 from headstart.methods.registry import MethodCard
 from headstart.models.decoder import AttentionSpec
 
@@ -39,9 +43,30 @@ class Example:
     made: Callable[[Checkpoint, Path], str] | None = None
 
 
+def write_draft(checkpoint: Checkpoint, directory: Path) -> str:
+    """A draft that often guesses right: the model itself with its weights shaken."""
+    draft = directory / "draft"
+    save_checkpoint(shaken(checkpoint, 0.1), draft)
+    return f"draft={draft}"
+
+
+def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
+    """A copy with noise of so many of each weight's standard deviations added."""
+    decoder = copy.deepcopy(checkpoint.decoder)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            if weight.dim() > 1:
+                weight += share * weight.std() * torch.randn(weight.shape, generator=generator)
+    return replace(checkpoint, decoder=decoder)
+
+
 EXAMPLES: dict[str, Example] = {
+    "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
+    "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
     "sarathi": Example(("chunk=7,batch=3",)),
     "sarathi-serve": Example(("chunk=9",)),
+    "speculative": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
 }
 """By key."""
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from headstart.engine.stack import Stack
 from tests.conformance import check_use
@@ -14,16 +13,6 @@ from tests.conformance.examples import Example, assert_complete
 from tests.conformance.good_toys import GOOD
 from tests.conformance.toys import registered
 
-GAPS = {
-    ("toy-middle", "hit"): "a prompt that must stay whole is cut where the cache has its beginning",
-    ("toy-middle", "conversation"): "a prompt that must stay whole is cut where the cache has its beginning",
-    ("toy-middle", "threshold"): "a prompt that must stay whole is cut where the cache has its beginning",
-    ("toy-sinks", "hit"): "a Retention is not asked about keys that are found in the cache",
-    ("toy-sinks", "conversation"): "keys of decoded tokens are shared although decodes are lossy",
-    ("toy-late", "conversation"): "keys of decoded tokens are shared although decodes are lossy",
-    ("toy-recent", "threshold"): "min_context is compared with what a chunk sees, not with the prompt",
-}
-"""Sound methods that the engine makes break a contract."""
 OF_THE_ENGINE = {"rivals", "min_context"}
 """Contracts that the engine keeps for a method: a broken engine, not a broken method, shows that they can fail."""
 
@@ -44,15 +33,13 @@ def test_every_contract_catches_somebody() -> None:
     assert {broken.contract for broken in BAD.values()} | OF_THE_ENGINE == set(CONTRACTS)
 
 
-def sound_cases() -> Iterator[ParameterSet]:
+def sound_cases() -> Iterator[tuple[str, Case]]:
     """Every contract that concerns a sound toy."""
     for key, good in GOOD.items():
         with registered(key, good) as card:
             for contract, case in cases_of(card, good.example):
                 if case.model == CONTRACTS[contract].on[0]:
-                    gap = GAPS.get((key, contract))
-                    marks = [pytest.mark.xfail(reason=gap, strict=True)] if gap and not case.dense else []
-                    yield pytest.param(contract, case, marks=marks)
+                    yield contract, case
 
 
 @pytest.mark.parametrize(("contract", "case"), list(sound_cases()), ids=str)

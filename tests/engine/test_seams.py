@@ -151,6 +151,26 @@ def test_linear_op_is_asked_for_every_dense_weight():
     assert len([name for name in names if name.endswith("down")]) == 2
 
 
+def test_a_linear_op_leaves_the_callers_model_alone():
+    """An engine takes weights over for itself: the checkpoint that it was given answers others as ever, while the
+    engine lives and after it, and its weights are not held twice."""
+
+    calls = []
+
+    class Watched(LinearOp):
+        def bind(self, name, module):
+            return lambda x: (calls.append(name), torch.nn.functional.linear(x, module.weight, module.bias))[1]
+
+    checkpoint = random_checkpoint(TINY, dtype="float32", seed=0)
+    _, engine = run(as_method(Watched), checkpoint=checkpoint)
+    asked = len(calls)
+    assert asked > 0
+    run(checkpoint=checkpoint)
+    assert len(calls) == asked, "the plain engine multiplies as the other's method says"
+    pairs = zip(engine.checkpoint.decoder.parameters(), checkpoint.decoder.parameters(), strict=True)
+    assert all(mine is its for mine, its in pairs)
+
+
 def test_logit_rule_prompt_rule_and_tokenization():
     """Rules that force a token, replace the prompt and spell text are seen in the output."""
 

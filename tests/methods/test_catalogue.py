@@ -23,7 +23,7 @@ KEYS = """
     lottery-ticket
 """.split()  # noqa: SIM905
 
-PLANNED_SLOTS = {"drafter", "draft_length", "verifier", "placement", "mixer"}
+PLANNED_SLOTS = {"placement", "mixer"}
 """Of seams of the engine that are designed and not built."""
 
 TRAINING_SLOTS = {

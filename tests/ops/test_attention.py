@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from headstart.ops.attention import (
     RaggedLayout,
     Selection,
+    attention_among,
     merge_attention,
     paged_attention,
     paged_attention_reference,
@@ -125,3 +126,23 @@ def test_merge_of_halves_is_the_whole():
     same, same_lse = merge_attention(merged, lse, torch.zeros_like(merged), empty)
     torch.testing.assert_close(same, merged)
     torch.testing.assert_close(same_lse, lse)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("rows", [[9], [5, 9], [0, 2, 3, 9], [0, 2, 3, 5, 6, 9], [2]])
+def test_among_chosen_keys(rows, window, softcap):
+    """Rows over some keys, each up to its own place: as a dense computation that masks all others."""
+    keys = torch.tensor([0, 2, 3, 5, 6, 9])
+    places = torch.tensor(rows)
+    q, k, v = torch.randn(len(rows), 4, 8), torch.randn(6, 2, 8), torch.randn(6, 2, 8)
+    given = {"scale": 0.3, "window": window, "softcap": softcap}
+    out, lse = attention_among(q, k, v, places, keys, **given)
+    for row, place in enumerate(rows):
+        for head in range(4):
+            scores = k[:, head // 2] @ q[row, head] * 0.3
+            scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+            seen = (keys <= place) & (keys > place - (window or 100))
+            weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), 0)
+            torch.testing.assert_close(out[row, head], weights @ v[:, head // 2])
+            torch.testing.assert_close(lse[row, head], scores[seen].logsumexp(0))

@@ -76,26 +76,6 @@ planned(
         conflicts="`pearl`, whose draft length adapts already.",
     ),
     MethodCard(
-        "pearl",
-        stage="decode",
-        paper=Paper("Parallel Speculative Decoding with Adaptive Draft Length", arxiv="2408.11850", venue="ICLR 2025"),
-        slots=("drafter", "draft_length", "verifier"),
-        needs=("a draft model with the target's vocabulary", "a second device, or compute to spare"),
-        summary="""Runs draft and target model at the same time instead of in turns. While the draft writes a block,
-        the target already verifies its first token; while the target verifies a block, the draft writes the next
-        one. The draft length adapts by itself: one token when the first guess fails, long chains while everything
-        is accepted. It is lossless and needs no training.""",
-        when_not="On one saturated GPU, where nothing can overlap, or for large batches.",
-        claim=Claim(
-            "up to 3.79 times over plain decoding, 1.52 times over speculative decoding",
-            setting="""first version, the final one says 4.43 and 1.50 times; pairs of CodeLlama, Llama-2 and
-            DeepSeek models on H100 80GB (official README)""",
-            source="abstract",
-        ),
-        composes="`fastdraft` drafts, quantised models.",
-        conflicts="`specdec++` (the length is adaptive already), large-batch serving.",
-    ),
-    MethodCard(
         "medusa",
         stage="decode",
         paper=Paper(

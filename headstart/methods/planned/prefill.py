@@ -111,30 +111,6 @@ planned(
         conflicts="`hip` and `zipvl` on the same layers.",
     ),
     MethodCard(
-        "lazyllm",
-        stage="prefill",
-        paper=Paper(
-            "LazyLLM: Dynamic Token Pruning for Efficient Long Context LLM Inference",
-            arxiv="2407.14057",
-            venue="arXiv, 2024",
-        ),
-        slots=("prefill", "retention"),
-        exact=False,
-        chunking="whole",
-        summary="""Drops, layer after layer, the prompt tokens that the last token attends to least, so that deep
-        layers run on a fraction of the prompt. A dropped token is not lost: its hidden state is parked at the layer
-        where it was dropped. Any later decode step may revive it and continue its computation from there. The
-        choice is made anew at each step, and no token passes a layer twice.""",
-        when_not="When every token matters, as in summarisation, or when the prompt is short.",
-        claim=Claim(
-            "prefill 2.34 times faster with accuracy kept",
-            setting="Llama-2-7B, multi-document question answering, against the plain model; hardware not known here",
-            source="abstract",
-        ),
-        composes="`minference` inside the layers, KV quantisation.",
-        conflicts="Prefix caching (pruned prompts are not shared), speculative decoding as it stands, `zipvl`.",
-    ),
-    MethodCard(
         "hip",
         stage="prefill",
         paper=Paper(

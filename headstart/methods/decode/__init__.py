@@ -1,0 +1,1 @@
+"""Methods for writing the answer."""
