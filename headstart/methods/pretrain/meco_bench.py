@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 EARLY = 16
 """Tokens at the beginning of a document, where its source is not plain from the text yet."""
 SAMPLES, SAMPLE_TOKENS = 12, 192
-CALIBRATION = 200
+CALIBRATION = 1000
 """Documents of each source that the classifier of the steering figure is fitted on."""
 
 RECOMMENDED, ALWAYS, CONTROL = "meco", "no cooldown", "fixed line"
 
 _PLAIN, _PLAIN_EARLY = "held-out loss", f"loss of the first {EARLY} tokens"
 _LINE, _LINE_EARLY = "loss with the line", f"loss of the first {EARLY} tokens with the line"
-_STEERING = "steering accuracy"
+_STEERING, _CEILING = "steering accuracy", "accuracy of its classifier on held-out text"
 
 
 def bench() -> RigBench:
@@ -62,8 +61,8 @@ def bench() -> RigBench:
         notes=(
             "The lines are part of the equal tokens, so that arms with them read that much less text.",
             "Losses with the line show the arm its own line; the baseline has none and is given the plain text.",
-            f"Steering: {SAMPLES} samples for each source at temperature 1, classified by their words; chance is one "
-            "over the number of sources. The baseline gets no line, so that it stands at chance.",
+            f"Steering: {SAMPLES} samples for each source at temperature 1, classified by runs of three characters; "
+            "chance is one over the number of sources. The baseline gets no line, so that it stands at chance.",
         ),
     )
 
@@ -80,12 +79,14 @@ def measure(arm: TrainedArm) -> Mapping[str, float]:
         _PLAIN_EARLY: _mean(plain, EARLY),
         _LINE: _mean(shown),
         _LINE_EARLY: _mean(shown, EARLY),
-        _STEERING: _steering(arm, line),
+        **_steering(arm, line),
     }
 
 
 def _line_of(arm: str) -> MeCo | None:
-    return {BASELINE: None, CONTROL: MeCo(tag="fixed")}.get(arm, MeCo())
+    if arm.startswith(BASELINE):
+        return None
+    return MeCo(tag="fixed") if arm == CONTROL else MeCo()
 
 
 def _with_line(line: MeCo, documents: Iterable[Document], arm: TrainedArm) -> list[Document]:
@@ -99,12 +100,12 @@ def _mean(losses: Mapping[str, Sequence[np.ndarray]], first: int | None = None) 
     return float(np.mean([np.concatenate([each[:first] for each in found]).mean() for found in losses.values()]))
 
 
-def _steering(arm: TrainedArm, line: MeCo | None) -> float:
-    """The share of samples that are classified to the source whose line was given."""
+def _steering(arm: TrainedArm, line: MeCo | None) -> dict[str, float]:
+    """The share of samples that are classified to the source whose line was given, and what the classifier can do."""
     from headstart import LLM, SamplingParams
 
     corpus = arm.corpus
-    classifier = BagOfWords({name: _texts(arm, corpus.train(name)[:CALIBRATION]) for name in corpus.names})
+    classifier = Trigrams({name: _texts(arm, corpus.train(name)[:CALIBRATION]) for name in corpus.names})
     llm = LLM(str(arm.export()), dtype="float32")
     asked = [name for name in corpus.names for _ in range(SAMPLES)]
     prompts = [
@@ -114,39 +115,38 @@ def _steering(arm: TrainedArm, line: MeCo | None) -> float:
         SamplingParams(temperature=1.0, max_tokens=SAMPLE_TOKENS, seed=arm.seed * len(asked) + number)
         for number in range(len(asked))
     ]
-    outputs = llm.generate(prompts, params)
-    found = [classifier(output.outputs[0].text) for output in outputs]
-    return float(np.mean([name == guess for name, guess in zip(asked, found, strict=True)]))
+    samples = [output.outputs[0].text for output in llm.generate(prompts, params)]
+    real = [(name, text) for name in corpus.names for text in _texts(arm, corpus.held_out(name), SAMPLE_TOKENS)]
+    return {
+        _STEERING: float(np.mean([classifier(text) == name for name, text in zip(asked, samples, strict=True)])),
+        _CEILING: float(np.mean([classifier(text) == name for name, text in real])),
+    }
 
 
-def _texts(arm: TrainedArm, documents: Iterable[Document]) -> list[str]:
-    return [arm.corpus.tokenizer.decode(document.token_ids.tolist()) for document in documents]
+def _texts(arm: TrainedArm, documents: Iterable[Document], first: int | None = None) -> list[str]:
+    return [arm.corpus.tokenizer.decode(document.token_ids[:first].tolist()) for document in documents]
 
 
-class BagOfWords:
-    """Naive Bayes over words and marks, each class equally likely.
+class Trigrams:
+    """Naive Bayes over runs of three characters, each class equally likely: a bag of words for text without words.
 
     Args:
         texts: by class.
     """
 
     def __init__(self, texts: Mapping[str, Iterable[str]]) -> None:
-        counts = {name: Counter(word for text in found for word in _words(text)) for name, found in texts.items()}
+        counts = {name: Counter(run for text in found for run in _runs(text)) for name, found in texts.items()}
         vocabulary = set().union(*counts.values())
         self._log: dict[str, dict[str, float]] = {}
         for name, found in counts.items():
             total = math.log(sum(found.values()) + len(vocabulary))
-            self._log[name] = {word: math.log(found[word] + 1) - total for word in vocabulary}
+            self._log[name] = {run: math.log(found[run] + 1) - total for run in vocabulary}
 
     def __call__(self, text: str) -> str:
-        """The likeliest class; unknown words say nothing."""
-        words = Counter(_words(text))
-        return max(
-            self._log,
-            key=lambda name: sum(n * self._log[name][word] for word, n in words.items() if word in self._log[name]),
-        )
+        """The likeliest class; runs that no class has say nothing."""
+        known = [run for run in _runs(text) if run in next(iter(self._log.values()))]
+        return max(self._log, key=lambda name: sum(self._log[name][run] for run in known))
 
 
-def _words(text: str) -> list[str]:
-    # Short pieces, since what a small model writes has the look of words rather than words.
-    return re.findall(r"[a-z]{1,3}|[A-Z]+|\d|[^\w\s]|\n| {2,}", text)
+def _runs(text: str) -> list[str]:
+    return [text[i : i + 3] for i in range(len(text) - 2)]

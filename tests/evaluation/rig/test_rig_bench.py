@@ -189,7 +189,7 @@ def test_the_classifier_knows_the_sources(corpus: RigCorpus) -> None:
     """On held-out excerpts, of which it saw no work."""
     decode = corpus.tokenizer.decode
     texts = {name: [decode(d.token_ids.tolist()) for d in corpus.train(name)] for name in corpus.names}
-    classify = meco_bench.BagOfWords(texts)
+    classify = meco_bench.Trigrams(texts)
     for name in corpus.names:
         right = [classify(decode(d.token_ids.tolist())) == name for d in corpus.held_out(name)]
         assert np.mean(right) > 0.8
