@@ -228,8 +228,7 @@ class ProcessEngine(EngineClient):
                 self._child.end(1.0)
                 return reason or f"its process ended with status {self._child.process.exitcode}"
             if kind == "outputs":
-                items, stats = rest
-                self._stats = stats or self._stats
+                items, self._stats = rest
                 self._emit([self._completed(*item) for item in items])
             elif kind == "answer":
                 self._settle(*rest)

@@ -29,8 +29,6 @@ from headstart.errors import HeadstartError
 
 log = logging.getLogger(__name__)
 
-# The parent's counters are at most so many seconds old while steps run, and exact when none do.
-STATS_EVERY = 0.02
 # A parent that has gone leaves this long for the step that is running.
 _FAREWELL_SECONDS = 5.0
 
@@ -105,7 +103,6 @@ class _Worker:
     def __init__(self, connection: Connection, engine: Engine) -> None:
         self._connection, self._engine = connection, engine
         self._sending = threading.Lock()
-        self._told = 0.0
         self._rewrites = engine.stack.optional("prompt_rule", PromptRule) is not None
         self._loop = EngineLoop(engine, self._emit)
 
@@ -160,12 +157,8 @@ class _Worker:
         self._loop.call(name, arguments, pending)
 
     def _emit(self, items: list[tuple[int, Item]]) -> None:
-        now = time.monotonic()
-        stats = None
-        if now - self._told >= STATS_EVERY or not self._engine.has_work:
-            self._told, stats = now, self._engine.stats()
-        if items or stats is not None:
-            self._send("outputs", [(key, strip(item, self._rewrites)) for key, item in items], stats)
+        # The counters come with every step, so that a client that counts its tokens finds the same in the metrics.
+        self._send("outputs", [(key, strip(item, self._rewrites)) for key, item in items], self._engine.stats())
 
     def _send(self, *message: Any) -> None:
         try:

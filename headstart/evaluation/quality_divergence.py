@@ -15,7 +15,7 @@ from torch import Tensor
 from headstart.engine.engine import Engine
 from headstart.engine.params import SamplingParams
 from headstart.engine.request import Sequence as EngineSequence
-from headstart.engine.sampler import Sampled, Sampler
+from headstart.engine.sampler import Guess, Sampled, Sampler
 from headstart.engine.seams import LinearOp
 from headstart.errors import HeadstartError
 
@@ -53,7 +53,9 @@ class _Forced(Sampler):
         self._tokens = tokens
         self._see = see
 
-    def sample(self, logits: Tensor, sequences: list[EngineSequence]) -> list[Sampled]:
+    def sample(
+        self, logits: Tensor, sequences: list[EngineSequence], guesses: list[Guess | None] | None = None
+    ) -> list[Sampled]:
         (sequence,) = sequences
         self._see(logits[0])
         return [Sampled(self._tokens[sequence.num_output], None)]

@@ -13,7 +13,8 @@ LENGTHS = (1, 15, 16, 17, 33, 40)
 """Of prompts: one token, a page of 16 and its neighbours, more than two pages, and one between."""
 
 STORY = """One day, a girl saw a big red ball in the park. She ran to it and said, with a smile: "Is it yours?" The boy
-looked up. He did not know what to say, for the ball was not his, and he liked it."""
+looked up. He did not know what to say, for the ball was not his, and he liked it. "I found it here", he said at last,
+"under the old tree, and I thought that nobody wanted it." She laughed and sat down in the grass beside him."""
 
 _BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -76,7 +77,7 @@ def shared(model: str) -> Checkpoint:
 def prompts(model: str) -> list[Prompt]:
     """Ragged prompts, of which the last two begin alike: token ids, and texts where the model has a tokenizer."""
     if model == "default":
-        return ["A", "Once upon a time", STORY[:60], STORY[:130], STORY[:131], STORY[70:]]
+        return ["A", "Once upon a time", STORY[:150], STORY[:260], STORY[:261], STORY[70:]]
     *others, one, longer = LENGTHS
     return [*(ids(length, seed=length) for length in others), ids(one), ids(longer)]
 

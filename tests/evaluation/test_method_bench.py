@@ -272,7 +272,7 @@ def test_a_method_over_lengths_shows_cost_and_quality_together(monkeypatch: pyte
     monkeypatch.setattr(method_bench, "measure_peaks", lambda *_: peaks)
     monkeypatch.setattr(method_bench, "LengthsRun", partial(method_bench.LengthsRun, launch=_InProcess))
     monkeypatch.setattr(method_bench, "QualityRun", partial(method_bench.QualityRun, launch=_InProcess))
-    settings = MethodBenchSettings("sarathi-serve:chunk=100", quick=True, device="cpu")
+    settings = MethodBenchSettings("sarathi-serve:chunk=100", quick=True, device="cpu", dtype="float32")
     entry = run_method_bench(settings, Silent(), command="c").entry
     rows = {(row.name, row.side): row for row in entry.rows}
     sides = ("exact", "sarathi-serve:chunk=100")

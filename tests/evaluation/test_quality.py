@@ -83,9 +83,9 @@ def test_turns_of_a_context_are_asked_one_after_another(llm: LLM, oracle: list[E
     assert order == sorted(order)
 
 
-def test_the_model_is_really_asked_and_a_stranger_to_the_task_scores_nothing(llm: LLM) -> None:
+def test_the_model_is_really_asked_and_a_stranger_to_the_task_scores_nothing(stories: str) -> None:
     asked = settings("niah_single_1", count=1, lengths=(300,))
-    (score,) = run(llm, asked)
+    (score,) = run(LLM(stories), asked)
     assert (score.score, score.count, score.skipped) == (0, 1, None)
 
 

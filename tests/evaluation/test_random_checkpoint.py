@@ -107,11 +107,11 @@ def test_tokenizer_has_a_word_for_every_id(tmp_path: Path) -> None:
     assert tokenizer.inner.get_vocab_size() == 50
 
 
-def test_a_real_llama_becomes_gguf_too(tmp_path: Path) -> None:
-    """The model of the package: its own RoPE base, norms and vocabulary."""
+def test_a_real_llama_becomes_gguf_too(tmp_path: Path, stories: str) -> None:
+    """A trained model: its own RoPE base, norms and vocabulary."""
     pytest.importorskip("gguf")
     pytest.importorskip("llama_cpp")
-    subject = Subject.of_model(None, device="cpu")
+    subject = Subject.of_model(stories, device="cpu")
     prompt = subject.prompt(60, "x")
     theirs = LlamaCppSide(_settings("llama.cpp", subject.gguf(tmp_path, "float32"))).next_token(prompt)
     ours = HeadstartSide(_settings("headstart", subject.path)).next_token(prompt)

@@ -8,7 +8,7 @@ from headstart.evaluation.train_bench import TrainBenchSettings, run_train_bench
 TINY = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
-    "vocab_size": 2048,
+    "vocab_size": 8192,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,

@@ -27,7 +27,7 @@ def test_a_few_requests_on_the_built_in_model(tmp_path: Path) -> None:
         result = run_load(settings, served.url, file=tmp_path / "load.jsonl")
     assert result.partial is None
     assert result.summary.outcomes == {"ok": 12}
-    assert (result.target.model, result.target.exact, result.target.max_model_len) == ("default", True, 2048)
+    assert (result.target.model, result.target.exact, result.target.max_model_len) == ("default", True, 32_768)
     for record in result.records:
         if record.kind == "load":
             assert (record.prompt_tokens, record.completion_tokens) == (record.asked_input, record.asked_output)
