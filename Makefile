@@ -17,9 +17,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.installed
 	$(BIN)/headstart demo
 
-# The test models are tiny: a second thread costs more than it gives, and one thread adds in a fixed order.
+# The test models are tiny: a second thread costs more than it gives, and one thread adds in a fixed order. Two files of
+# tests run at once instead; a file's tests share what is made for them.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ class ChatTemplate:
         try:
             # Only plain JSON values may enter: methods of richer objects are unknown to the sandbox.
             plain = json.loads(json.dumps({"messages": given, "documents": None} | variables))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequestError(f"messages and tools must be plain JSON values: {error}", "messages") from None
         try:
             return template.render(plain)

@@ -92,7 +92,9 @@ def demo(
 
     out = Console(quiet=as_json, highlight=False, soft_wrap=True)
     began = time.monotonic()
-    llm = EngineOptions(max_num_seqs=len(DEPTHS) * len(SHARES)).load()
+    # There is nobody else to keep waiting, so steps are large; many processors have no bfloat16 units.
+    options = EngineOptions(max_num_seqs=len(DEPTHS) * len(SHARES), max_num_batched_tokens=2048, dtype="float32")
+    llm = options.load()
     out.print(f"Headstart: the built-in model, ready in {seconds(time.monotonic() - began)}")
     # The first steps of a process pay for thread pools and buffers, whatever they compute.
     _ask(llm, "Hello!", Console(quiet=True))
@@ -124,13 +126,14 @@ def _show_picture(llm: "LLM", hidden: Hidden, out: Console) -> dict[str, list[li
     from headstart import SamplingParams
 
     out.print(f"\n3. {len(DEPTHS) * len(SHARES)} questions at once: which numbers are found where", style="bold")
+    # The answers are begun, so that little but the numbers is left to write.
     asked = [
-        [{"role": "user", "content": _about(hidden.text[:end], needle.question)}]
+        _prompt(llm, _about(hidden.text[:end], needle.question), f"The secret number for {needle.key} is")
         for row in hidden.needles
         for end, needle in zip(hidden.ends, row, strict=True)
     ]
     with out.status("asking …"):
-        results = llm.chat(asked, SamplingParams(max_tokens=_MAX_TOKENS, temperature=0.0))
+        results = llm.generate(asked, SamplingParams(max_tokens=10, temperature=0.0, stop=["."]))
     answers = iter(result.outputs[0].text for result in results)
     found = [[needle.number in next(answers) for needle in row] for row in hidden.needles]
     lengths = [len(result.prompt_token_ids) for result in results[: len(SHARES)]]
@@ -146,8 +149,7 @@ def _ask(llm: "LLM", message: str, out: Console) -> "RequestOutput":
     """Stream the answer to one message, and say what it cost."""
     from headstart import SamplingParams
 
-    text = llm.tokenizer.apply_chat_template([{"role": "user", "content": message}], add_generation_prompt=True)
-    prompt = {"prompt_token_ids": llm.encode(text, add_special_tokens=False)}
+    prompt = _prompt(llm, message)
     waiting = out.status(f"reading {len(prompt['prompt_token_ids']):,} tokens …")
     waiting.start()
 
@@ -163,6 +165,12 @@ def _ask(llm: "LLM", message: str, out: Console) -> "RequestOutput":
     assert result is not None
     out.print(f"\n{Report.of([result]).line()}", style="cyan")
     return result
+
+
+def _prompt(llm: "LLM", message: str, begun: str = "") -> dict[str, list[int]]:
+    """One message through the chat template, and how its answer begins."""
+    text = llm.tokenizer.apply_chat_template([{"role": "user", "content": message}], add_generation_prompt=True)
+    return {"prompt_token_ids": llm.encode(text + begun, add_special_tokens=False)}
 
 
 def _about(text: str, question: str) -> str:

@@ -85,13 +85,8 @@ class EngineOptions:
         Raises:
             HeadstartError: the checkpoint cannot be read, or an option cannot be honoured.
         """
-        import torch
-
         from headstart import LLM
 
-        if self.model is None:
-            # The built-in model is so small that threads would only wait for each other.
-            torch.set_num_threads(1)
         return LLM(**given(self))
 
 

@@ -1,6 +1,8 @@
 """`headstart serve`: a model behind an OpenAI-compatible HTTP server."""
 
+import json
 import os
+import shlex
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,7 +139,7 @@ def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: i
     address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     exactness = "exact" if engine.exact else "not exact: a method in force changes the model's distribution"
     key = ' -H "Authorization: Bearer $HEADSTART_API_KEY"' if keyed else ""
-    body = f'{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 32}}'
+    body = shlex.quote(json.dumps({"model": name, "prompt": "Once upon a time", "max_tokens": 32}))
     out = Console(highlight=False, soft_wrap=True)
     out.print("[bold]model[/]    ", end="")
     out.print(f"{name}, up to {engine.max_model_len} tokens", markup=False)
@@ -145,4 +147,4 @@ def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: i
     out.print(f"[bold]page[/]     {address}/")
     out.print(f"[bold]stack[/]    {exactness}")
     out.print("[bold]try it[/]   ", end="")
-    out.print(f"curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'", markup=False)
+    out.print(f"curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d {body}", markup=False)

@@ -43,13 +43,18 @@ class DiskTier:
         page_bytes: of one page.
 
     Raises:
-        HeadstartError: the directory cannot be made or written.
+        HeadstartError: the directory cannot be made or written, or the limit is below one file's size.
     """
 
     def __init__(self, path: Path, limit: int, model: str, page_bytes: int) -> None:
         self._root, self._limit, self._page_bytes = path, limit, page_bytes
         self._own = path / model
         self._file_bytes = page_bytes + _HEADER.size
+        if limit < self._file_bytes:
+            raise HeadstartError(
+                f"the disk tier's limit of {limit} bytes holds not one page of this model: "
+                f"give at least {self._file_bytes}"
+            )
         # Every file with its size, the least recently used first.
         self._files: OrderedDict[Path, int] = OrderedDict()
         self._total = 0
@@ -59,7 +64,9 @@ class DiskTier:
         self._tasks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._warned = False
         try:
-            self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Parents that a call makes get the usual mode, so that it is given to one directory at a time.
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._own.mkdir(mode=0o700, exist_ok=True)
             (self._own / f".{os.getpid()}.probe").touch()
             (self._own / f".{os.getpid()}.probe").unlink()
         except OSError as error:
@@ -124,8 +131,11 @@ class DiskTier:
             depth = len(path.relative_to(self._root).parts)
             unfinished = _UNFINISHED.fullmatch(path.name)
             if depth == 3 and unfinished and _MODEL.fullmatch(path.parts[-3]):
-                if not psutil.pid_exists(int(unfinished[1])):
-                    path.unlink(missing_ok=True)
+                # This process has written nothing yet: what bears its id is another's, from before a restart.
+                owner = int(unfinished[1])
+                if owner == os.getpid() or not psutil.pid_exists(owner):
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
             elif depth == 3 and _NAME.fullmatch(path.name) and _MODEL.fullmatch(path.parts[-3]):
                 found.append((status.st_mtime, path, status.st_size))
             else:
@@ -177,16 +187,22 @@ class DiskTier:
         try:
             if not self._make_room(self._file_bytes):
                 return False
-            place.parent.mkdir(mode=0o700, exist_ok=True)
+            self._make_directories(place.parent)
             beside.write_bytes(_HEADER.pack(_MAGIC, key, len(page), _checksum(key, page)) + page)
             beside.replace(place)
             return True
-        except OSError as error:
-            beside.unlink(missing_ok=True)
+        except (OSError, MemoryError) as error:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
             if not self._warned:
                 log.warning("the disk tier cannot write %s: %s; it goes on without what it cannot write", place, error)
                 self._warned = True
             return False
+
+    def _make_directories(self, last: Path) -> None:
+        """Make those that are gone, too: somebody may have emptied the tier while it ran."""
+        for directory in (self._root, self._own, last):
+            directory.mkdir(mode=0o700, parents=directory is self._root, exist_ok=True)
 
     def _make_room(self, wanted: int) -> bool:
         """Delete the oldest files until so many bytes fit."""
@@ -198,7 +214,8 @@ class DiskTier:
                     return False
                 place, size = self._files.popitem(last=False)
                 self._total -= size
-            place.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)
 
 
 def _checksum(key: bytes, page: bytes) -> bytes:

@@ -461,6 +461,9 @@ class Engine:
     def _end_if_due(self, sequence: Sequence, token: int, params: SamplingParams) -> None:
         early = sequence.num_output <= params.min_tokens
         closed = False
+        if sequence.matcher is not None:
+            # Found out by the mask that this token was drawn with, in which the end may stand for want of another.
+            sequence.matcher.check()
         if token in self.eos_ids and not early and not params.ignore_eos:
             return self._finish(sequence, "stop")
         if token in (params.stop_token_ids or ()) and not early:
@@ -469,6 +472,7 @@ class Engine:
             return self._finish(sequence, "stop", token)
         if sequence.matcher is not None:
             sequence.matcher.accept(token)
+            sequence.matcher.check()
             closed = sequence.matcher.finished
         if sequence.detokenizer is not None:
             sequence.detokenizer.add(token)

@@ -3,8 +3,9 @@
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from threading import Lock, Thread
 from typing import Any
 
@@ -18,8 +19,13 @@ from headstart.errors import InvalidRequestError
 CACHED_GRAMMARS = 64
 # A schema of a few thousand properties takes about a second; the library's own limits end what takes much longer.
 COMPILE_SECONDS = 10.0
+# Every optional property is a way to go on. The library allows 2,000 at once, which 500 properties reach; its limit
+# for a whole step of the parser, which bounds the time, is as much as this.
+LIMITS = llguidance.LLParserLimits(max_items_in_row=50_000, verbose_errors=False)
 # llguidance 1.9 recurses without end on constants from -2**63 to -2**63 + 8, and takes the process with it.
 _FATAL = re.compile(r"-92233720368547758\d\d(?!\d)")
+# How the library reports that no text leads from here to the end of the grammar.
+_DEAD_END = "NoExtensionBias"
 # JSON allows white space without end between its parts, and a small model can then write nothing else until
 # its tokens run out. One space, or one line break with its indentation, keeps every usual layout possible.
 JSON_OPTIONS: Any = {"whitespace_pattern": r"( |\n {0,32})?"}
@@ -28,13 +34,26 @@ JSON_OPTIONS: Any = {"whitespace_pattern": r"( |\n {0,32})?"}
 class Matcher:
     """Follows one output through its grammar: `fill` before each token, `accept` after it.
 
-    Once nothing more may follow (the grammar is complete, a token was not accepted, or the parser reached its
-    limits), `finished` is true and `fill` allows the end-of-sequence tokens alone: the output must end, even
-    if its request ignores the end of sequence.
+    Once the grammar is complete, `finished` is true and `fill` allows the end-of-sequence tokens alone: the output
+    must end, even if its request ignores the end of sequence. Where the grammar cannot be followed any further (a
+    token was not accepted, the parser reached its limits, or nothing can complete it), `fill` allows no more than
+    that either, and `check` raises.
+
+    Args:
+        matcher: at the start of the grammar.
+        grammar_vocab: number of ids the matcher knows.
+        vocab_size: V, the number of logits.
+        invalid: makes the error of a report on the grammar.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, grammar_vocab: int, vocab_size: int) -> None:
-        self._matcher = matcher
+    def __init__(
+        self,
+        matcher: llguidance.LLMatcher,
+        grammar_vocab: int,
+        vocab_size: int,
+        invalid: Callable[[str], InvalidRequestError],
+    ) -> None:
+        self._matcher, self._invalid = matcher, invalid
         # The tokenizer may know more ids than the model has logits; the parser needs room for all of them.
         self._mask = torch.zeros(_words(grammar_vocab), dtype=torch.int32)
         self.vocab_size = vocab_size
@@ -51,10 +70,21 @@ class Matcher:
         """Move past `token_id`; False if the grammar does not allow it there."""
         return self._matcher.consume_token(token_id)
 
+    def check(self) -> None:
+        """Refuse to go on where the grammar cannot be followed any further.
+
+        Raises:
+            InvalidRequestError: says why.
+        """
+        if self._matcher.is_error():
+            raise self._invalid(self._matcher.get_error())
+        if self._matcher.is_stopped() and not self._matcher.is_accepting():
+            raise self._invalid(_DEAD_END)
+
     @property
     def finished(self) -> bool:
-        """Whether nothing but the end of the sequence may follow."""
-        return self._matcher.is_stopped()
+        """Whether the grammar is complete, and nothing but the end of the sequence may follow."""
+        return self._matcher.is_stopped() and self._matcher.is_accepting()
 
 
 class GrammarCompiler:
@@ -91,27 +121,33 @@ class GrammarCompiler:
                 too long to compile.
         """
         grammar, kind = _grammar_of(outputs)
+        invalid = partial(_invalid, kind, outputs.param)
         if _FATAL.search(grammar):
-            raise _invalid(kind, "it has a number too close to the least 64-bit integer")
+            raise invalid("it has a number too close to the least 64-bit integer")
         with self._lock:
             prototype = self._compiled.get(grammar)
             trie = self._tokenizer_trie()
         if prototype is None:
-            prototype = self._compiled_in_time(grammar, kind, trie)
+            prototype = self._compiled_in_time(grammar, invalid, trie)
         with self._lock:
             self._compiled[grammar] = prototype
             self._compiled.move_to_end(grammar)
             if len(self._compiled) > CACHED_GRAMMARS:
                 self._compiled.popitem(last=False)
-        return Matcher(prototype.deep_copy(), self._grammar_vocab, self._vocab_size)
+        return Matcher(prototype.deep_copy(), self._grammar_vocab, self._vocab_size, invalid)
 
-    def _compiled_in_time(self, grammar: str, kind: str, trie: llguidance.LLTokenizer) -> llguidance.LLMatcher:
+    def _compiled_in_time(
+        self, grammar: str, invalid: Callable[[str], InvalidRequestError], trie: llguidance.LLTokenizer
+    ) -> llguidance.LLMatcher:
         """A grammar's matcher, unless it takes too long: its thread then runs on to the library's limits alone."""
         made: Future[llguidance.LLMatcher] = Future()
 
         def work() -> None:
             try:
-                made.set_result(llguidance.LLMatcher(trie, grammar, log_level=0))
+                matcher = llguidance.LLMatcher(trie, grammar, log_level=0, limits=LIMITS)
+                # A grammar that nothing satisfies is found out by its first mask.
+                matcher.compute_bitmask()
+                made.set_result(matcher)
             except BaseException as error:
                 made.set_exception(error)
 
@@ -119,9 +155,9 @@ class GrammarCompiler:
         try:
             matcher = made.result(self._compile_seconds)
         except TimeoutError:
-            raise _invalid(kind, f"it takes more than {self._compile_seconds:g} seconds to compile") from None
+            raise invalid(f"it takes more than {self._compile_seconds:g} seconds to compile") from None
         if matcher.is_error():
-            raise _invalid(kind, matcher.get_error())
+            raise invalid(matcher.get_error())
         return matcher
 
     def _tokenizer_trie(self) -> llguidance.LLTokenizer:
@@ -171,12 +207,14 @@ def _grammar_of(outputs: StructuredOutputs) -> tuple[str, str]:
     try:
         return llguidance.LLMatcher.grammar_from_json_schema(text, defaults=JSON_OPTIONS), "JSON schema"
     except ValueError as error:
-        raise _invalid("JSON schema", str(error)) from None
+        raise _invalid("JSON schema", outputs.param, str(error)) from None
 
 
-def _invalid(kind: str, report: str) -> InvalidRequestError:
-    """One sentence from a report that may span lines and draw carets."""
+def _invalid(kind: str, param: str, report: str) -> InvalidRequestError:
+    """One sentence on what the request calls `param`, from a report that may span lines and draw carets."""
     lines = [line.strip() for line in report.splitlines() if line.strip()] or ["it is not understood"]
     # Rust's regex parser gives its reason on a line of its own, below the expression it quotes.
     reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    return InvalidRequestError(f"the {kind} in response_format cannot be used: {reason[:200]}", "response_format")
+    if reason.startswith(_DEAD_END):
+        reason = "nothing can complete it"
+    return InvalidRequestError(f"the {kind} in {param} cannot be used: {reason[:200]}", param)

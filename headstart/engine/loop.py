@@ -121,11 +121,14 @@ class EngineLoop:
                 if output.finished:
                     self._forget(key)
         for request_id, error in failures:
-            where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("a request failed in the engine with %s at\n%s", type(error).__name__, where)
+            told = error
+            if not isinstance(error, InvalidRequestError):
+                where = "".join(traceback.format_tb(error.__traceback__))
+                log.error("a request failed in the engine with %s at\n%s", type(error).__name__, where)
+                told = RequestFailedError("the engine failed on this request")
             key = self._keys.get(request_id)
             if key is not None:
-                self._refuse(key, RequestFailedError("the engine failed on this request"))
+                self._refuse(key, told)
 
     def _flush(self) -> None:
         items, self._outbox = self._outbox, []

@@ -18,18 +18,20 @@ class StructuredOutputs:
         json_object: any JSON object.
         regex: a regular expression.
         grammar: a Lark grammar in llguidance's dialect.
+        param: what errors are to call it, where a request has another name for it.
     """
 
     json: dict[str, Any] | str | None = None
     json_object: bool = False
     regex: str | None = None
     grammar: str | None = None
+    param: str = "structured_outputs"
 
     def __post_init__(self) -> None:
         given = [self.json is not None, self.json_object, self.regex is not None, self.grammar is not None]
         if sum(given) != 1:
             raise InvalidRequestError(
-                "structured outputs take exactly one of json, json_object, regex, grammar", "response_format"
+                f"{self.param} takes exactly one of json, json_object, regex, grammar", self.param
             )
 
 

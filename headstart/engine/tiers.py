@@ -6,6 +6,7 @@ layout, the methods in force, the tenant's salt, and every token up to the page'
 
 import hashlib
 import json
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -62,9 +63,10 @@ class TierSpec:
 
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+    size = 0.0 if match is None else float(match[1]) * _UNITS.get(match[2].upper(), 0)
+    if not 0 < size < math.inf:
         raise HeadstartError(f"a size is a number with KB, MB, GB, TB, KiB, MiB or GiB, such as 2GB, not {text!r}")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(size)
 
 
 def fingerprint(decoder: "Decoder", layers: Sequence[LayerKV], page_size: int, device: torch.device) -> bytes:
@@ -103,12 +105,22 @@ class MemoryTier:
     Args:
         limit: bytes.
         page_bytes: of one page over all layers.
+
+    Raises:
+        HeadstartError: the limit is below one page, or more than this machine can give.
     """
 
     def __init__(self, limit: int, page_bytes: int) -> None:
         slots = limit // page_bytes
-        # From calloc, so that memory is taken as it is used.
-        self._pool = torch.from_numpy(np.zeros((slots, page_bytes), dtype=np.uint8))
+        if not slots:
+            raise HeadstartError(
+                f"the cpu tier's limit of {limit} bytes holds not one page of this model: give at least {page_bytes}"
+            )
+        try:
+            # From calloc, so that memory is taken as it is used.
+            self._pool = torch.from_numpy(np.zeros((slots, page_bytes), dtype=np.uint8))
+        except (MemoryError, ValueError, OverflowError):  # the latter two where no array can be that large
+            raise HeadstartError(f"this machine cannot give the cpu tier {limit} bytes; give it less") from None
         self._free = list(range(slots))
         self._slots: OrderedDict[bytes, int] = OrderedDict()
 
@@ -119,13 +131,11 @@ class MemoryTier:
         return len(self._slots)
 
     def put(self, keys: list[bytes], pages: Tensor) -> list[tuple[bytes, Tensor]]:
-        """Take pages `[N, page_bytes]`; returns those that had to go for them, or that found no place."""
+        """Take pages `[N, page_bytes]`; returns those that had to go for them."""
         gone: list[tuple[bytes, Tensor]] = []
         for key, page in zip(keys, pages, strict=True):
             if key in self._slots:
                 self._slots.move_to_end(key)
-            elif not self._free and not self._slots:
-                gone.append((key, page))
             else:
                 if not self._free:
                     oldest, slot = self._slots.popitem(last=False)
@@ -158,7 +168,7 @@ class Tiers:
         spilled, restored: pages that went down and came back so far.
 
     Raises:
-        HeadstartError: the disk tier's directory cannot be used.
+        HeadstartError: the disk tier's directory cannot be used, or a limit cannot be had or is below one page.
     """
 
     def __init__(self, spec: TierSpec, model: bytes, page_bytes: int) -> None:

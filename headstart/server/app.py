@@ -51,7 +51,8 @@ def create_app(
     Args:
         engine: runs the requests.
         served_model_name: what clients call the model (default: the engine's name for it).
-        api_keys: any of them opens all paths but health and metrics, which are open; none opens everything.
+        api_keys: any of them opens all paths but health, metrics and the page's files, which are open; none opens
+            everything.
         tenants: who has which keys and limits, instead of `api_keys`.
         max_queued_requests: with so many prompts waiting for the engine, no more are taken; None is no limit.
         client_timeout: seconds that a client may take to send a body, or to read what was sent to it.

@@ -1,4 +1,4 @@
-"""API keys: `Authorization: Bearer KEY` on everything but health and metrics, and whose request it is."""
+"""API keys: `Authorization: Bearer KEY` on all but the paths that are open, and whose request it is."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send

@@ -132,8 +132,10 @@ async def chat_job(service: Service, asked: ChatRequest, tools: ToolUse | None, 
     field = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
     params = asked.sampling_params(
         service.sampling_defaults(),
-        max_tokens=service.output_length(len(token_ids), getattr(asked, field), None, length_field or field),
+        max_tokens=service.output_length(
+            len(token_ids), getattr(asked, field), None, length_field or field, "messages"
+        ),
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         **({} if tools is None else tools.params(service)),
     )
-    return Job(token_ids, None, params)
+    return Job(token_ids, None, params, "messages")

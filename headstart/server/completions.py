@@ -76,20 +76,21 @@ def completion_routes(service: Service) -> APIRouter:
         arrival = time.monotonic()
         asked = await read_body(request, CompletionRequest)
         service.check_model(asked.model)
-        jobs = [await _job(service, asked, prompt) for prompt in asked.prompts]
+        prompts = asked.prompts
+        encoded = await service.encode_prompts(prompts, "prompt")
+        jobs = [_job(service, asked, *prompt) for prompt in zip(prompts, encoded, strict=True)]
         return await CompletionAnswer(service, asked, jobs, arrival).respond(request)
 
     return router
 
 
-async def _job(service: Service, asked: CompletionRequest, prompt: str | list[int]) -> Job:
+def _job(service: Service, asked: CompletionRequest, prompt: str | list[int], token_ids: list[int]) -> Job:
     text = prompt if isinstance(prompt, str) else None
-    token_ids = await service.encode_prompt(prompt) if isinstance(prompt, str) else prompt
     wanted = None if asked.max_tokens is None else max(asked.max_tokens, 1)
     echoed = asked.logprobs if asked.echo else None
     params = asked.sampling_params(
         service.sampling_defaults(),
-        max_tokens=service.output_length(len(token_ids), wanted, DEFAULT_MAX_TOKENS, "max_tokens"),
+        max_tokens=service.output_length(len(token_ids), wanted, DEFAULT_MAX_TOKENS, "max_tokens", "prompt"),
         best_of=asked.best_of,
         logprobs=asked.logprobs,
         prompt_logprobs=max((k for k in (echoed, asked.prompt_logprobs) if k is not None), default=None),

@@ -24,7 +24,7 @@ from headstart.server.protocol import (
     Prompts,
     one_by_one,
 )
-from headstart.server.service import Job, Service
+from headstart.server.service import Job, Service, off_loop
 from headstart.server.streams import unless_gone
 from headstart.server.usage import Usage
 
@@ -51,7 +51,8 @@ def embedding_routes(service: Service) -> APIRouter:
         asked = await read_body(request, EmbeddingRequest)
         service.check_model(asked.model)
         try:
-            jobs = [await _job(service, asked, given) for given in one_by_one(asked.input)]
+            encoded = await service.encode_prompts(one_by_one(asked.input), "input")
+            jobs = [_job(service, asked, token_ids) for token_ids in encoded]
             outputs = service.run(jobs, f"embd-{uuid.uuid4().hex}", asked.cache_salt, arrival)
             done = await unless_gone(request.receive, service.lifecycle.closing, last_outputs(outputs))
         except (ApiError, InvalidRequestError) as error:
@@ -59,17 +60,17 @@ def embedding_routes(service: Service) -> APIRouter:
                 raise
             status, code = (error.status, error.code) if isinstance(error, ApiError) else (400, None)
             raise ApiError(status, str(error), param="input", code=code) from None
-        return JSONResponse(_body(service, asked, done))
+        numbers = sum(len(output.embedding or ()) for output in done.values())
+        return await off_loop(numbers, lambda: JSONResponse(_body(service, asked, done)))
 
     return router
 
 
-async def _job(service: Service, asked: EmbeddingRequest, given: str | list[int]) -> Job:
-    token_ids = await service.encode_prompt(given) if isinstance(given, str) else given
+def _job(service: Service, asked: EmbeddingRequest, token_ids: list[int]) -> Job:
     # Nothing is generated, but the engine keeps a place for the token that could be.
-    service.output_length(len(token_ids), 1, None, "input")
+    service.output_length(len(token_ids), None, None, "input", "input")
     pooling = asked.pooling or "auto"
-    return Job(token_ids, None, SamplingParams(max_tokens=1, pooling=pooling, priority=asked.priority or 0))
+    return Job(token_ids, None, SamplingParams(max_tokens=1, pooling=pooling, priority=asked.priority or 0), "input")
 
 
 def _body(service: Service, asked: EmbeddingRequest, outputs: dict[int, RequestOutput]) -> dict[str, Any]:

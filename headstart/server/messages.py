@@ -48,7 +48,7 @@ class ToolCall(Body):
         """The call as chat templates take it: with arguments parsed, so that they are not quoted twice."""
         try:
             arguments = json.loads(self.function.arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = self.function.arguments
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 

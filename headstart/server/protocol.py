@@ -164,8 +164,8 @@ class GenerationRequest(LabelledRequest):
         if format_ is None:
             return None
         if format_.json_schema is None:
-            return StructuredOutputs(json_object=True)
-        return StructuredOutputs(json=format_.json_schema.schema_)
+            return StructuredOutputs(json_object=True, param="response_format")
+        return StructuredOutputs(json=format_.json_schema.schema_, param="response_format")
 
 
 class CompletionRequest(GenerationRequest):

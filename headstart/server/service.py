@@ -15,10 +15,11 @@ from headstart.engine.params import SamplingParams
 from headstart.errors import HeadstartError, InvalidRequestError
 from headstart.server.errors import ApiError, unavailable
 from headstart.server.lifecycle import Lifecycle
+from headstart.server.limits import too_many
 from headstart.server.metrics import Metrics
 from headstart.server.protocol import Message
 from headstart.server.streams import merge
-from headstart.server.tenants import Limits, current_tenant
+from headstart.server.tenants import Limits, Tenant, current_tenant
 from headstart.server.tracing import Tracing
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer.
@@ -33,11 +34,12 @@ T = TypeVar("T")
 
 @dataclass
 class Job:
-    """One prompt to run: its token ids, its text where there is one, and how to sample."""
+    """One prompt to run: its token ids, its text where there is one, how to sample, and the request's field it is."""
 
     token_ids: list[int]
     text: str | None
     params: SamplingParams
+    field: str = "prompt"
 
 
 class Service:
@@ -46,12 +48,15 @@ class Service:
     Args:
         engine: runs the requests.
         model_name: the name that requests must give, if they give one.
-        max_queued_requests: with so many prompts waiting for the engine, no more are taken; None is no limit.
+        max_queued_requests: at most so many outputs wait for the engine; None is no limit.
+
+    Attributes:
+        open_outputs: those taken that have not ended.
     """
 
     def __init__(self, engine: EngineClient, model_name: str, max_queued_requests: int | None = None) -> None:
         self.engine, self.model_name, self.max_queued_requests = engine, model_name, max_queued_requests
-        self._open = 0
+        self.open_outputs = 0
         self.tokenizer = engine.tokenizer
         self.lifecycle = Lifecycle()
         self.metrics = Metrics(engine, model_name)
@@ -77,7 +82,7 @@ class Service:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text` as the engine reads it; a long one is tokenized in a thread."""
-        return await _off_loop(len(text), self.engine.encode, text, add_special_tokens)
+        return await off_loop(len(text), self.engine.encode, text, add_special_tokens)
 
     async def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids beyond the vocabulary are refused."""
@@ -87,12 +92,23 @@ class Service:
             raise ApiError(400, f"there is no token {beyond}: ids are 0 to {size - 1}", param="tokens")
         # Of the tokenizer's ways to decode, the one for batches lets other threads run meanwhile.
         decode = self.tokenizer.inner.decode_batch
-        return (await _off_loop(len(token_ids), decode, [token_ids], skip_special_tokens))[0]
+        return (await off_loop(len(token_ids), decode, [token_ids], skip_special_tokens))[0]
 
-    async def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt to run; one that cannot fit the model is refused without tokenizing it."""
-        self._check_fits(text, "prompt")
-        return await self.encode(text)
+    async def encode_prompts(self, prompts: Sequence[str | list[int]], field: str) -> list[list[int]]:
+        """Token ids of a request's prompts; if one cannot fit the model, none is tokenized.
+
+        Args:
+            prompts: as texts, or as token ids already.
+            field: what the request calls them.
+        """
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        for text in texts:
+            self._check_fits(text, field)
+
+        def encode() -> list[list[int]]:
+            return [self.engine.encode(prompt, True) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+        return await off_loop(sum(map(len, texts)), encode)
 
     async def encode_chat(
         self,
@@ -114,7 +130,7 @@ class Service:
         turns = [message.for_template() for message in messages]
         length = sum(len(turn["content"]) for turn in turns)
         render = partial(self.tokenizer.apply_chat_template, add_generation_prompt=add_generation_prompt, **arguments)
-        text = await _off_loop(length, render, turns)
+        text = await off_loop(length, render, turns)
         self._check_fits(text, "messages")
         return await self.encode(text, add_special_tokens=False)
 
@@ -128,19 +144,30 @@ class Service:
                 code="context_length_exceeded",
             )
 
-    def output_length(self, prompt_length: int, asked: int | None, default: int | None, field: str) -> int:
+    def output_length(
+        self, prompt_length: int, asked: int | None, default: int | None, field: str, prompt_field: str
+    ) -> int:
         """`max_tokens` of a request: what it asks for, or else the default as far as there is room.
+
+        Args:
+            prompt_length: tokens of the prompt.
+            asked: what the request says.
+            default: where it says nothing; None is all the room.
+            field: what it calls the length.
+            prompt_field: what it calls the prompt.
 
         Raises:
             ApiError: prompt and output together are longer than the model takes.
         """
         longest = self.engine.max_model_len
         room = longest - prompt_length
-        if room < 1 or (asked is not None and asked > room):
-            wanted = "at least 1" if asked is None else asked
+        if asked is None and room < 1:
+            message = f"the prompt has {prompt_length} tokens, which leaves none of the model's {longest} to answer"
+            raise ApiError(400, message, param=prompt_field, code="context_length_exceeded")
+        if asked is not None and asked > room:
             raise ApiError(
                 400,
-                f"the prompt has {prompt_length} tokens and {field} asks for {wanted}, together more than "
+                f"the prompt has {prompt_length} tokens and {field} asks for {asked}, together more than "
                 f"the model's {longest}",
                 param=field,
                 code="context_length_exceeded",
@@ -172,35 +199,59 @@ class Service:
             self._check_length(jobs, limits.max_prompt_tokens)
         salt = cache_salt if tenant is None else tenant.cache_salt(cache_salt)
         until = None if limits.request_timeout is None else arrival + limits.request_timeout
+        places = Places(self, tenant, sum(job.params.generated for job in jobs))
         streams = [
-            self._run(job, f"{request_id}-{index}", salt, arrival, until, first=index == 0)
-            for index, job in enumerate(jobs)
+            self._run(job, f"{request_id}-{index}", salt, arrival, until, places) for index, job in enumerate(jobs)
         ]
-        return _alone(streams[0]) if len(streams) == 1 else _merged(streams)
+        return self._admitted(places, _alone(streams[0]) if len(streams) == 1 else _merged(streams))
 
     @staticmethod
     def _check_length(jobs: Sequence[Job], most: int) -> None:
-        longest = max(len(job.token_ids) for job in jobs)
-        if longest > most:
-            message = f"the prompt has {longest} tokens, more than the {most} that this key may send"
-            raise ApiError(400, message, param="prompt", code="context_length_exceeded")
+        longest = max(jobs, key=lambda job: len(job.token_ids))
+        if len(longest.token_ids) > most:
+            message = f"the prompt has {len(longest.token_ids)} tokens, more than the {most} that this key may send"
+            raise ApiError(400, message, param=longest.field, code="context_length_exceeded")
 
-    def _check_queue(self) -> None:
-        """Refuse a request while the line is full."""
+    def check_queue(self, outputs: int) -> None:
+        """Refuse a request for so many outputs if more of them would wait than the line takes.
+
+        Raises:
+            ApiError: 503 while the line is too full; 400 if they are too many for an empty one.
+        """
         if self.max_queued_requests is None:
             return
+        most, seats = self.max_queued_requests, self.engine.max_num_seqs
+        if outputs > seats + most:
+            message = f"the request asks for {outputs} outputs at once, more than the {seats + most} that are taken"
+            raise ApiError(400, message, code="too_many_outputs")
         # The engine's own count is as old as its last step, and knows nothing of those that came since.
-        queued = max(self.engine.stats().num_waiting, self._open - self.engine.max_num_seqs)
-        if queued >= self.max_queued_requests:
+        waiting = self.engine.stats().num_waiting
+        queued = max(waiting, self.open_outputs - seats)
+        free = 0 if waiting else max(0, seats - self.open_outputs)
+        if queued + outputs - free > most:
             self.metrics.refused("queue_full")
             raise unavailable(f"{queued} requests are waiting already; try again later", "queue_full")
 
+    @staticmethod
+    async def _admitted(places: "Places", stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """The stream of a request that holds its places until it ends."""
+        try:
+            places.take()
+            async with aclosing(stream):
+                async for item in stream:
+                    yield item
+        finally:
+            places.give_back()
+
     async def _run(
-        self, job: Job, request_id: str, cache_salt: str | None, arrival: float, until: float | None, *, first: bool
+        self,
+        job: Job,
+        request_id: str,
+        cache_salt: str | None,
+        arrival: float,
+        until: float | None,
+        places: "Places",
     ) -> AsyncGenerator[RequestOutput, None]:
-        # A request's first prompt stands in line for all of them.
-        if first:
-            self._check_queue()
         tenant = current_tenant.get()
         charged: Callable[[float], None] = (lambda tokens: None) if tenant is None else tenant.tokens.spend
         charged(len(job.token_ids))
@@ -212,7 +263,6 @@ class Service:
         )
         prompt = {"prompt_token_ids": job.token_ids}
         source: Any = self.engine.generate(prompt, job.params, request_id, cache_salt=cache_salt, arrival_time=arrival)
-        self._open += 1
         try:
             async with aclosing(source) as outputs:
                 async for output in outputs:
@@ -231,7 +281,7 @@ class Service:
             self.check_alive()
             raise unavailable(str(error)) from None
         finally:
-            self._open -= 1
+            places.give_back(job.params.generated)
             alarm.cancel()
             if trace is not None:
                 trace.end()
@@ -255,6 +305,48 @@ class Service:
             self.metrics.request_finished(
                 output.metrics, len(output.prompt_token_ids), max(generated.values()), sum(generated.values())
             )
+
+
+class Places:
+    """What a request takes of the line, and of its key's requests at once: one for each output.
+
+    Args:
+        service: whose line.
+        tenant: whose request it is.
+        outputs: how many places.
+    """
+
+    def __init__(self, service: Service, tenant: Tenant | None, outputs: int) -> None:
+        self._service, self._tenant, self._outputs = service, tenant, outputs
+        self._held = 0
+
+    def take(self) -> None:
+        """Take all of them, if there are so many.
+
+        Raises:
+            ApiError: there are not.
+        """
+        most = None if self._tenant is None else self._tenant.limits.max_concurrent_requests
+        # The request itself counts already. More outputs than the key has may run where nothing else does.
+        others = 0 if self._tenant is None else self._tenant.active - 1
+        if most is not None and others > 0 and others + self._outputs > most:
+            self._service.metrics.refused("concurrency_limit_exceeded")
+            message = f"{others} outputs for this key are being written, and with this request it would be over {most}"
+            raise too_many(message, "concurrency_limit_exceeded", 1)
+        self._service.check_queue(self._outputs)
+        self._service.open_outputs += self._outputs
+        self._held = self._outputs
+        if self._tenant is not None:
+            self._tenant.active += self._outputs - 1
+
+    def give_back(self, outputs: int | None = None) -> None:
+        """So many have ended, or all that are left."""
+        ended = self._held if outputs is None else min(outputs, self._held)
+        before, self._held = self._held, self._held - ended
+        self._service.open_outputs -= ended
+        if self._tenant is not None:
+            # The last one is the request's own.
+            self._tenant.active -= max(before - 1, 0) - max(self._held - 1, 0)
 
 
 class Alarm:
@@ -311,6 +403,6 @@ async def _merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[
             yield item
 
 
-async def _off_loop(length: int, work: Callable[..., T], *arguments: Any) -> T:
+async def off_loop(length: int, work: Callable[..., T], *arguments: Any) -> T:
     """`work(*arguments)`, in a thread if its text is long enough to keep other requests waiting."""
     return work(*arguments) if length < LONG_TEXT else await asyncio.to_thread(work, *arguments)

@@ -14,6 +14,7 @@ import yaml
 
 from headstart.errors import HeadstartError, did_you_mean
 from headstart.server.body import MAX_BODY_BYTES
+from headstart.strict_yaml import DuplicateKeyError, StrictLoader
 
 _HASHED = "sha256:"
 # A minute's allowance may be used up at once; it fills again evenly.
@@ -206,13 +207,15 @@ def read_tenants(path: Path, keys: Iterable[str] = (), limits: Limits | None = N
 
 def _entries(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        data = yaml.load(path.read_text("utf-8"), StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise HeadstartError(f"the tenants file {path} cannot be read: {reason}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
+        if isinstance(error, DuplicateKeyError):
+            raise HeadstartError(f"the tenants file {path} is ambiguous{line}: {error.problem}") from None
         raise HeadstartError(f"the tenants file {path} is not valid YAML{line}") from None
     tenants = data.get("tenants") if isinstance(data, dict) and set(data) == {"tenants"} else None
     if not isinstance(tenants, dict) or not tenants or not all(isinstance(name, str) and name for name in tenants):

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from headstart.errors import did_you_mean
+from headstart.strict_yaml import StrictLoader
 from headstart.training.errors import TrainingError
 
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
@@ -23,26 +24,6 @@ def _amount(value: Any) -> Any:
 
 
 Amount = Annotated[int, BeforeValidator(_amount), Field(gt=0)]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once in its mapping and `3e-4` is a number, as YAML 1.2 has it."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} stands there twice", problem_mark=key.start_mark
-                )
-            seen.add(str(key.value))
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 class _Strict(BaseModel):
@@ -224,7 +205,7 @@ def read_recipe(path: Path, overrides: tuple[str, ...] = (), use: tuple[str, ...
     """
     try:
         # What anchors share becomes separate: an override means the one place that it names.
-        content = _unshared(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+        content = _unshared(yaml.load(path.read_text(encoding="utf-8"), StrictLoader))
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingError(f"the recipe {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -333,7 +314,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not isinstance(place, dict):
         raise TrainingError(f"the override {override!r} goes into {parents[-1]!r}, which holds a plain value")
     try:
-        place[last] = yaml.load(text, _Loader)
+        place[last] = yaml.load(text, StrictLoader)
     except yaml.YAMLError:
         place[last] = text
 

@@ -218,7 +218,9 @@ def test_matchers_of_one_grammar_are_independent(compiler: GrammarCompiler) -> N
     second = compiler.compile(StructuredOutputs(regex="[ax][by]"))
     assert FIRST_BYTE + ord("a") in allowed_tokens(second)
     assert not second.accept(FIRST_BYTE + ord("b"))
-    assert second.finished
+    assert not second.finished
+    with pytest.raises(InvalidRequestError, match="structured_outputs cannot be used"):
+        second.check()
     assert allowed_tokens(second).tolist() == [EOS]
     assert first.accept(FIRST_BYTE + ord("b"))
     assert first.finished
@@ -268,12 +270,14 @@ def test_the_mask_is_applied_bit_for_bit(data: st.DataObject) -> None:
         StructuredOutputs(regex="("),
         StructuredOutputs(grammar="start: nowhere"),
         StructuredOutputs(grammar=""),
+        StructuredOutputs(json={"$ref": "#"}),
+        StructuredOutputs(grammar='start: start "a"'),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_in_one_sentence(compiler: GrammarCompiler, outputs: Any) -> None:
-    with pytest.raises(InvalidRequestError, match=r"in response_format cannot be used: .") as caught:
+    with pytest.raises(InvalidRequestError, match=r"in structured_outputs cannot be used: .") as caught:
         compiler.compile(outputs)
-    assert caught.value.param == "response_format"
+    assert caught.value.param == "structured_outputs"
     assert "\n" not in str(caught.value)
 
 
@@ -282,5 +286,29 @@ def test_a_grammar_that_takes_too_long_to_compile_is_refused(tokenizer: Tokenize
     large = StructuredOutputs(json={"enum": [f"value {i} " * 20 for i in range(20000)]})
     with pytest.raises(InvalidRequestError, match="seconds to compile") as caught:
         hasty.compile(large)
-    assert caught.value.param == "response_format"
+    assert caught.value.param == "structured_outputs"
     assert GrammarCompiler(tokenizer, EOS, VOCAB).compile(large)
+
+
+@pytest.mark.parametrize("number", [600, 2000])
+@pytest.mark.parametrize("required", [False, True])
+def test_a_schema_of_many_properties_is_followed(
+    tokenizer: Tokenizer, compiler: GrammarCompiler, number: int, required: bool
+) -> None:
+    properties = {f"field_{i}": {"type": "integer"} for i in range(number)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    matcher = compiler.compile(StructuredOutputs(json=schema | {"required": list(properties) if required else []}))
+    text = '{"field_0":1,"field_1":2'
+    for byte in text.encode():
+        assert matcher.accept(FIRST_BYTE + byte) and not matcher.finished
+    matcher.check()
+    assert (FIRST_BYTE + ord("}") in allowed_tokens(matcher)) != required
+
+
+def test_a_dead_end_is_not_the_end(compiler: GrammarCompiler) -> None:
+    """After the first letter no text leads to the end, which only the next mask finds out."""
+    matcher = compiler.compile(StructuredOutputs(grammar='start: "a" /[^\\x00-\\U0010FFFF]/'))
+    assert matcher.accept(FIRST_BYTE + ord("a"))
+    assert allowed_tokens(matcher).tolist() == [EOS] and not matcher.finished
+    with pytest.raises(InvalidRequestError, match="nothing can complete it"):
+        matcher.check()

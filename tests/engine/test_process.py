@@ -31,9 +31,10 @@ async def collect(engine, prompt, params=GREEDY, **rest):
     return last
 
 
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
+async def until(condition, seconds=60):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 def test_everything_an_output_tells_is_the_same_as_in_process(stories, engine):
@@ -110,7 +111,7 @@ def test_killed_in_the_middle_of_32_streams_it_fails_them_and_comes_back(engine)
             await collect(engine, "Once")
         await asyncio.gather(asking, return_exceptions=True)
         assert engine.errored is not None and engine.restarting
-        await asyncio.wait_for(until(lambda: engine.errored is None), 60)
+        await until(lambda: engine.errored is None)
         assert engine.restarts == restarts + 1
         assert (await collect(engine, "Once")).outputs == want
 
@@ -132,7 +133,7 @@ def test_a_broken_engine_is_started_again(stories):
         await engine.call("__setattr__", "step", None)
         with pytest.raises(EngineDeadError):
             await asyncio.wait_for(collect(engine, "Once"), 30)
-        await asyncio.wait_for(until(lambda: engine.restarts == 1), 60)
+        await until(lambda: engine.restarts == 1)
         assert (await collect(engine, "Once")).finished
         await engine.shutdown()
         with pytest.raises(HeadstartError, match="shutting down"):

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -161,8 +163,9 @@ def test_a_process_that_is_killed_while_it_writes_leaves_whole_files(tmp_path):
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None and child.stdout.readline() == "go\n"
+    deadline = time.monotonic() + 60
     while len(files(tmp_path)) < 20:
-        pass
+        assert time.monotonic() < deadline and child.poll() is None
     child.kill()
     child.communicate()
     stray = tmp_path / ("0" * 16) / "00" / f".{'0' * 48}.{child.pid}.tmp"
@@ -178,13 +181,13 @@ def test_a_process_that_is_killed_while_it_writes_leaves_whole_files(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), pages=st.integers(4, 20), slots=st.integers(0, 30))
+@given(seed=st.integers(0, 2**32), pages=st.integers(4, 20), slots=st.integers(1, 30))
 def test_random_leases_with_a_tier_find_only_what_was_written(seed, pages, slots):
     """Like the store's own test: each page's content is written by the test, and whatever a lease finds, from the
     device or from the tier, must be what stands for those tokens in that namespace."""
     rng = random.Random(seed)
     store = PagedKVStore().allocate(LAYERS, pages, 2)
-    spec = TierSpec(cpu=max(1, slots * store.bytes_per_page))
+    spec = TierSpec(cpu=slots * store.bytes_per_page)
     store.use_tiers(Tiers(spec, b"model", store.bytes_per_page))
 
     def content(namespace, tokens):
@@ -221,7 +224,19 @@ def test_random_leases_with_a_tier_find_only_what_was_written(seed, pages, slots
 
 @pytest.mark.parametrize(
     "text",
-    ["", "cpu", "cpu=", "cpu=2XB", "cpu=-1GB", "disk=10GB", "disk=:1GB", "gpu=1GB", "cpu=1GB,cpu=1GB", "cpu=0MB"],
+    [
+        "",
+        "cpu",
+        "cpu=",
+        "cpu=2XB",
+        "cpu=-1GB",
+        "disk=10GB",
+        "disk=:1GB",
+        "gpu=1GB",
+        "cpu=1GB,cpu=1GB",
+        "cpu=0MB",
+        f"cpu={'9' * 400}",
+    ],
 )
 def test_a_tier_that_cannot_be_is_refused(text):
     with pytest.raises(HeadstartError):
@@ -231,6 +246,58 @@ def test_a_tier_that_cannot_be_is_refused(text):
 def test_sizes_are_read_as_written(tmp_path):
     assert TierSpec.parse("cpu=1.5GB").cpu == 1_500_000_000
     assert TierSpec.parse(f"disk={tmp_path}:2GiB, cpu=3MiB") == TierSpec(3 * 2**20, (tmp_path, 2 * 2**30))
+
+
+@pytest.mark.parametrize(
+    ("tier", "said"),
+    [
+        ("cpu=99999TB", "give it less"),
+        ("cpu=99999999999999TB", "give it less"),
+        ("cpu=10", "at least [0-9]+"),
+        ("disk={}:10", "at least [0-9]+"),
+    ],
+)
+def test_a_size_that_cannot_be_had_is_refused_in_one_sentence(stories, tmp_path, tier, said):
+    with pytest.raises(HeadstartError, match=said) as caught:
+        AsyncEngine.from_model(stories, dtype="float32", num_pages=8, max_model_len=64, kv_tier=tier.format(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_is_emptied_while_it_is_used_fills_again(tmp_path):
+    root = tmp_path / "above" / "kv"
+    tier = DiskTier(root, 10**6, "0" * 16, 1000)
+    first, second, third = (bytes([i]) * 24 for i in range(3))
+    assert (root.stat().st_mode & 0o777, root.joinpath("0" * 16).stat().st_mode & 0o777) == (0o700, 0o700)
+
+    def write(key):
+        tier.put(key, key[:1] * 1000)
+        deadline = time.monotonic() + 30
+        while key in tier._waiting:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    write(first)
+    shutil.rmtree(root)
+    write(second)
+    assert tier.get(first) is None and tier.get(second) == second[:1] * 1000
+    shutil.rmtree(root / ("0" * 16))
+    root.joinpath("0" * 16).write_text("a file where the model's directory was")
+    write(third)
+    assert tier.get(third) is None
+    root.joinpath("0" * 16).unlink()
+    write(third)
+    assert tier.get(third) == third[:1] * 1000, "the writing thread lives on"
+    tier.flush([], 30)
+    assert len(files(root)) == 1
+
+
+def test_what_an_earlier_process_of_the_same_id_left_unfinished_is_cleared(tmp_path):
+    stray = tmp_path / ("0" * 16) / "00" / f".{'0' * 48}.{os.getpid()}.tmp"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"half")
+    DiskTier(tmp_path, 10**6, "0" * 16, 1000).flush([], 30)
+    assert not stray.exists()
 
 
 def test_a_directory_that_cannot_be_used_is_said(stories, tmp_path):

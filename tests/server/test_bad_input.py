@@ -22,6 +22,10 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
 
+ENDLESS = 'start: "a" b\nb: "x" b'
+DEAD_END = 'start: "a" /[^\\x00-\\U0010FFFF]/'
+
+
 def with_schema(schema: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
 
@@ -67,7 +71,10 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (COMPLETIONS, PROMPT | with_schema({"type": "foo"}), 400, "response_format", "foo"),
     (COMPLETIONS, PROMPT | with_schema({"type": "foo"}) | {"stream": True}, 400, "response_format", "foo"),
     (COMPLETIONS, PROMPT | {"response_format": {"type": "json_schema"}}, 400, None, "json_schema"),
-    (COMPLETIONS, PROMPT | {"structured_outputs": {"regex": "("}}, 400, "response_format", "unclosed"),
+    (COMPLETIONS, PROMPT | with_schema({"$ref": "#"}), 400, "response_format", "nothing can complete it"),
+    (COMPLETIONS, PROMPT | {"structured_outputs": {"grammar": ENDLESS}}, 400, "structured_outputs", "Too many items"),
+    (COMPLETIONS, PROMPT | {"structured_outputs": {"grammar": DEAD_END}}, 400, "structured_outputs", "complete"),
+    (COMPLETIONS, PROMPT | {"structured_outputs": {"regex": "("}}, 400, "structured_outputs", "unclosed"),
     (COMPLETIONS, {}, 400, "prompt", "required"),
     (COMPLETIONS, {"prompt": ""}, 200, None, ""),
     (COMPLETIONS, {"prompt": []}, 400, "prompt", "a list of token ids"),
@@ -78,9 +85,9 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (COMPLETIONS, {"prompt": [1, 512]}, 400, "prompt", "512"),
     (COMPLETIONS, {"prompt": [-1]}, 400, "prompt", "-1"),
     (COMPLETIONS, {"prompt": [10**30]}, 400, "prompt", "10000"),
-    (COMPLETIONS, {"prompt": [1] * 512}, 400, "max_tokens", "512"),
-    (COMPLETIONS, {"prompt": [1] * 1_000_000}, 400, "max_tokens", "1000000"),
-    (COMPLETIONS, {"prompt": "x " * 500}, 400, "max_tokens", "512"),
+    (COMPLETIONS, {"prompt": [1] * 512}, 400, "prompt", "512"),
+    (COMPLETIONS, {"prompt": [1] * 1_000_000}, 400, "prompt", "1000000"),
+    (COMPLETIONS, {"prompt": "x " * 500}, 400, "prompt", "512"),
     (COMPLETIONS, {"prompt": "x" * 4_000_000}, 400, "prompt", "4000000 characters"),
     (COMPLETIONS, {"prompt": "x" * 10_000_000}, 413, None, "8 MiB"),
     (COMPLETIONS, {"prompt": ["x"] * 2000}, 400, "prompt", "at most 1024"),
@@ -212,6 +219,18 @@ def test_neutral_fields_are_accepted(server: Running) -> None:
         "response_format": {"type": "text"},
     }
     assert server.post(CHATS, CHAT | neutral | {"max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("depth", [*range(860, 1000, 20), 100_000])
+@pytest.mark.parametrize("closed", [False, True])
+def test_arguments_of_an_earlier_call_may_be_nested_however_deeply(server: Running, depth: int, closed: bool) -> None:
+    arguments = "[" * depth + "]" * (depth * closed)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [*CHAT["messages"], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert server.post(CHATS, {"messages": messages, "max_tokens": 1}).status_code in (200, 400)
+    item = {"type": "function_call", "call_id": "1", "name": "f", "arguments": arguments}
+    asked = {"input": [{"role": "user", "content": "Hi"}, item], "max_output_tokens": 16}
+    assert server.post("/v1/responses", asked).status_code in (200, 400)
 
 
 def test_a_body_without_end_is_refused(server: Running) -> None:

@@ -1,11 +1,12 @@
 """A server whose engine has a process of its own: the same answers, and what its clients see when that process dies."""
 
+import asyncio
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from headstart import LLM, SamplingParams
+from headstart.engine.grammar import GrammarCompiler
 from headstart.engine.process import ProcessEngine
 from tests.server.harness import Running, running
 
@@ -25,6 +27,13 @@ def server(checkpoint: Path) -> Iterator[Running]:
     with running(engine) as server:  # type: ignore[arg-type]
         yield server
         server.wait_until_idle()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def test_everything_is_told_before_the_first_request(server: Running) -> None:
@@ -51,7 +60,9 @@ def test_the_same_answers_as_in_process(server: Running, llm: LLM) -> None:
         assert usage["prompt_tokens"] == len(prompt)
 
 
-def test_streams_are_told_when_the_engine_is_killed_and_it_comes_back(server: Running) -> None:
+def test_streams_are_told_when_the_engine_is_killed_and_it_comes_back(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends: list[list[str]] = []
     whole: list[httpx.Response] = []
 
@@ -66,9 +77,10 @@ def test_streams_are_told_when_the_engine_is_killed_and_it_comes_back(server: Ru
     ]
     for thread in threads:
         thread.start()
-    while server.engine.stats().num_running < 12:
-        time.sleep(0.002)
+    until(lambda: server.engine.stats().num_running == 12)
     assert isinstance(server.engine, ProcessEngine)
+    start_again, looked = server.engine._start_again, threading.Event()
+    monkeypatch.setattr(server.engine, "_start_again", lambda: looked.wait(60) and start_again())
     pid = server.engine.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -83,23 +95,36 @@ def test_streams_are_told_when_the_engine_is_killed_and_it_comes_back(server: Ru
         assert response.status_code == 503 and response.headers["retry-after"]
         assert response.json()["error"]["code"] in ("engine_dead", "engine_restarting")
     health = server.http.get("/health")
-    if server.engine.restarting:
-        assert health.status_code == 503 and health.json() == {"status": "restarting"}
-        assert server.post("/v1/completions", {"prompt": "x"}).json()["error"]["code"] == "engine_restarting"
-    while server.http.get("/health").status_code != 200:
-        time.sleep(0.05)
+    assert health.status_code == 503 and health.json() == {"status": "restarting"}
+    assert server.post("/v1/completions", {"prompt": "x"}).json()["error"]["code"] == "engine_restarting"
+    looked.set()
+    until(lambda: server.http.get("/health").status_code == 200)
     assert server.http.get("/health_generate").json() == {"status": "ok"}
     assert server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 2}).status_code == 200
     assert 'headstart:engine_restarts_total{model_name="stories"} 1.0' in server.http.get("/metrics").text
 
 
-def test_a_grammar_that_takes_too_long_is_refused_and_holds_nobody_up(server: Running) -> None:
+class Impatient:
+    """Becomes, on its way to the engine's process, a compiler of grammars that waits for a hundredth of a second."""
+
+    def __init__(self, llm: LLM) -> None:
+        engine = llm.engine
+        self._made = (llm.tokenizer.inner, engine.eos_ids, engine.vocab_size, 0.01)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GrammarCompiler, self._made
+
+
+def test_a_grammar_that_takes_too_long_is_refused_and_holds_nobody_up(server: Running, llm: LLM) -> None:
     """The limit is per grammar; while it compiles, others are answered."""
-    schema = {"type": "object", "properties": {f"p{i}": {"pattern": f"[a-z{i}]{{1,200}}"} for i in range(300)}}
+    asyncio.run(server.engine.call("__setattr__", "_grammars", Impatient(llm)))
+    schema = {"type": "object", "properties": {f"p{i}": {"pattern": f"[a-z{i}]{{1,200}}"} for i in range(3000)}}
     body = {"prompt": "x", "max_tokens": 1, "structured_outputs": {"json": schema}}
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", body)))
     thread.start()
     assert server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 2}).status_code == 200
-    thread.join()
-    assert answers[0].status_code in (200, 400)
+    thread.join(60)
+    asyncio.run(server.engine.call("__setattr__", "_grammars", None))
+    assert answers[0].status_code == 400
+    assert "takes more than 0.01 seconds to compile" in answers[0].json()["error"]["message"]

@@ -39,11 +39,46 @@ def test_a_full_line_answers_503_until_it_is_shorter(checkpoint: Path) -> None:
         assert refused in server.http.get("/metrics").text
 
 
-def test_many_prompts_in_one_request_do_not_stand_in_their_own_way(checkpoint: Path) -> None:
+def test_a_request_stands_in_line_with_all_its_outputs(checkpoint: Path) -> None:
     engine = AsyncEngine.from_model(str(checkpoint), dtype="float32", max_num_seqs=2)
-    with running(engine, max_queued_requests=1) as server:
-        answer = server.post("/v1/completions", {"prompt": ["a", "b", "c", "d", "e", "f"], "max_tokens": 2})
+    with running(engine, max_queued_requests=4) as server:
+        six: dict[str, Any] = {"prompt": ["a", "b", "c"], "n": 2, "max_tokens": 2}
+        answer = server.post("/v1/completions", six)
         assert answer.status_code == 200 and len(answer.json()["choices"]) == 6
+        answer = server.post("/v1/completions", six | {"n": 3})
+        assert answer.status_code == 400 and "9 outputs" in answer.json()["error"]["message"]
+        body = LONG | {"stream": True, "n": 4}
+        with server.http.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            assert response.status_code == 200 and next(lines)
+            assert server.service.open_outputs == 4
+            answer = server.post("/v1/completions", six)
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "queue_full"
+        server.wait_until_idle()
+        assert server.service.open_outputs == 0
+        assert server.post("/v1/completions", six).status_code == 200
+
+
+def test_many_short_prompts_are_tokenized_off_the_event_loop(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = AsyncEngine.from_model(str(checkpoint), dtype="float32")
+    with running(engine) as server:
+        encode, threads = engine.encode, []
+
+        def seen(*arguments: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return encode(*arguments)
+
+        monkeypatch.setattr(engine, "encode", seen)
+        for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input")):
+            threads.clear()
+            assert server.post(path, {field: ["one"]}).status_code == 200
+            loop = threads.pop()
+            assert server.post(path, {field: ["word " * 30] * 40}).status_code == 200
+            assert len(threads) == 40 and loop not in threads
+            threads.clear()
+            answer = server.post(path, {field: ["fits", "x" * 1_000_000]})
+            assert answer.status_code == 400 and answer.json()["error"]["param"] == field
+            assert not threads
 
 
 def connect(server: Running, body: Any, *, whole: bool = True) -> socket.socket:

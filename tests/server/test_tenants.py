@@ -160,6 +160,10 @@ def test_allowance_fills_evenly_and_may_go_into_debt() -> None:
         ("tenants: {a: {keys: [x], requests_per_minute: yes}}", "at least 1"),
         ("tenants: {a: {keys: [x], request_timeout: .inf}}", "above 0"),
         (f"tenants: {{a: {{keys: [x], max_body_bytes: {MAX_BODY_BYTES + 1}}}}}", "server reads"),
+        ("tenants: {a: {keys: [x]}, a: {keys: [y]}}", "'a' stands there twice"),
+        ("tenants: {a: {keys: [x], max_prompt_tokens: 1, max_prompt_tokens: 2}}", "stands there twice"),
+        ("tenants: {a: {keys: [x], keys: [y]}}", "stands there twice"),
+        ("tenants: {a: {keys: [x, x]}}", "a has too"),
         ("!!python/object:os.system {}", "YAML"),
     ],
 )

@@ -49,7 +49,8 @@ class ToolUse:
             tools = [tool if self.forced or tool.function.strict else _loose(tool) for tool in self.callable]
             several = self.parallel and len(self.callable) == len(self.tools)
             params["structured_outputs"] = StructuredOutputs(
-                grammar=self.format.grammar(tools, service.tokenizer, text=not self.forced, several=several)
+                grammar=self.format.grammar(tools, service.tokenizer, text=not self.forced, several=several),
+                param="tools",
             )
         return params
 
@@ -85,7 +86,7 @@ def blamed_on_tools(use: ToolUse | None) -> Iterator[None]:
     try:
         yield
     except InvalidRequestError as error:
-        if use is None or error.param != "response_format":
+        if use is None or error.param != "tools":
             raise
         message = f"the parameters of a function in tools cannot be enforced: {str(error).partition(': ')[2] or error}"
         raise ApiError(400, message, param="tools") from None
