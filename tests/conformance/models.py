@@ -77,7 +77,7 @@ def shared(model: str) -> Checkpoint:
 def prompts(model: str) -> list[Prompt]:
     """Ragged prompts, of which the last two begin alike: token ids, and texts where the model has a tokenizer."""
     if model == "default":
-        return ["A", "Once upon a time", STORY[:150], STORY[:260], STORY[:261], STORY[70:]]
+        return ["A", "Once upon a time", STORY[:60], STORY[:170], STORY[:171], STORY[70:220]]
     *others, one, longer = LENGTHS
     return [*(ids(length, seed=length) for length in others), ids(one), ids(longer)]
 
