@@ -191,7 +191,7 @@ def test_formats_and_log_probabilities(model: tuple[Running, Script]) -> None:
         ({"input": "x", "tool_choice": "required"}, "tool_choice", "no tools"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens", "at least 1"),
         ({"input": "x", "max_output_tokens": 5000}, "max_output_tokens", "max_output_tokens asks for 5000"),
-        ({"input": "x" * 9000}, "max_output_tokens", "4096"),
+        ({"input": "x" * 9000}, "input", "4096"),
         ({"input": "x" * 100_000}, "input", "100"),
         ({"input": "x", "temperature": -1}, "temperature", "at least 0"),
         ({"input": "x", "text": {"format": {"type": "json_schema", "schema": {"type": "foo"}}}}, "text.format", "foo"),
