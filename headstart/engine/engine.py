@@ -102,8 +102,8 @@ class Engine:
         sized = layers if drafter is None else [*layers, *drafter.layers()]
         num_pages, self.max_model_len = args.cache_size(sized, self.checkpoint.config)
         if drafter is not None:
-            drafter.allocate(num_pages, args.page_size, self.max_model_len)
-        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.page_size, device)
+            drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
+        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)
         if args.kv_tier is not None:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
         inner = self.stack.scheduler
