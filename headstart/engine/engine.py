@@ -15,6 +15,7 @@ from headstart.checkpoints.reader import Checkpoint, load_checkpoint
 from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
+from headstart.engine.flight import Drawn, StepInFlight
 from headstart.engine.intake import Prompt
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
@@ -56,7 +57,11 @@ class Engine:
         self.args = args
         self.stack = Stack(args.use)
         self.checkpoint = checkpoint or load_checkpoint(
-            args.model, args.dtype, args.device, skip_tokenizer_init=args.skip_tokenizer_init
+            args.model,
+            args.dtype,
+            args.device,
+            skip_tokenizer_init=args.skip_tokenizer_init,
+            load_format=args.load_format,
         )
         if checkpoint is not None and self.stack.optional("linear", LinearOp) is not None:
             # The caller's model stays as it is: only a copy of its modules, around the same weights, is taken over.
@@ -99,6 +104,12 @@ class Engine:
         self._logit_rule = self.stack.optional("logit_rule", LogitRule)
         self.preparation = Preparation(args, self.stack, self.checkpoint, self.max_model_len)
         self._rows = HiddenRows(self.runner, self.sampler)
+        self.runs_ahead = device.type == "cuda" if args.async_scheduling is None else args.async_scheduling
+        # What looks at every token before the next can be drawn makes each step wait for the last.
+        self._draws_blindly = self._speculation is None and self._retention is None and self._logit_rule is None
+        self._in_flight: StepInFlight | None = None
+        if not args.enforce_eager:
+            self.runner.capture(args.max_num_seqs, self.max_model_len)
         self._random = np.random.default_rng(args.seed)
         self._finished: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
@@ -160,48 +171,109 @@ class Engine:
         return render(request, self.stack.exact)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step and return what it produced for the requests that want to hear of it."""
+        """Run one step and return what it produced for the requests that want to hear of it.
+
+        With `runs_ahead` the step after it is planned and started first, so that the device has work while the host
+        reads what this one drew. Tokens that are not known yet take part in that by number only.
+        """
+        step, self._in_flight = self._in_flight, None
+        step = step or self._launch()
+        if step is None:
+            return []
+        if self.runs_ahead and step.drawn is not None:
+            self._in_flight = self._launch(step.drawn)
+        return self._take(step)
+
+    def set_back(self) -> None:
+        """Forget the step in flight and preempt everything that runs, so that nothing half-done is left."""
+        self._in_flight = None
+        self.planner.begin()
+        for sequence in reversed(list(self.planner.running)):
+            self.planner.preempt(sequence)
+
+    def _launch(self, before: Drawn | None = None) -> StepInFlight | None:
+        """Plan a step and start it; None where there is nothing to do.
+
+        Args:
+            before: what the step before this one drew, while the host does not know it.
+        """
         self.planner.begin()
         self._scheduler.schedule(self.planner)
         allotments = self.planner.allotments()
         if not allotments:
-            return []
+            return None
         if self._speculation is not None:
             allotments = self._speculation.extend(allotments)
         self._note_start(allotments)
         planned = self.watch.planned(allotments)
-        batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device)
+        drawn = None if before is None else before.tokens
+        batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device, drawn)
         hidden = self.runner.run(batch)
         if self._speculation is not None:
             allotments = self._speculation.add_late(allotments)
-        ready = self._rows.collect(allotments, hidden)
+        due, hidden = self._rows.collect(allotments, hidden)
+        step = StepInFlight(allotments, planned, due, hidden)
+        for allotment in allotments:
+            allotment.sequence.num_computed += allotment.num_tokens
+        if self._draws_blindly and all(allotment.sequence.draws_blindly for allotment in allotments):
+            step.drawn = self._draw_ahead(due, hidden)
         self._totals["steps"] += 1
+        return step
+
+    @torch.inference_mode()
+    def _draw_ahead(self, due: list[Allotment], hidden: Tensor) -> Drawn:
+        """Draw on the device what is due, without looking at it."""
+        sequences = [allotment.sequence for allotment in due]
+        none = torch.empty(0, dtype=torch.int64, device=hidden.device)
+        drawn = Drawn(self.sampler.draw(self.runner.logits(hidden), sequences) if due else none)
+        for row, sequence in enumerate(sequences):
+            sequence.num_ahead, sequence.draw_row = sequence.num_ahead + 1, row
+        return drawn
+
+    def _take(self, step: StepInFlight) -> list[RequestOutput]:
+        """Read what a step has drawn, and end what ends with it."""
         touched: dict[str, Request] = {}
+        allotments = step.standing()
         for allotment in allotments:
             sequence = allotment.sequence
-            sequence.num_computed += allotment.num_tokens
             assert sequence.lease is not None
             sequence.lease.commit(sequence.tokens, self._num_shareable(sequence))
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
         said = self._totals["generation"]
-        if ready:
-            for sequence, drawn in self._draws(*ready):
-                try:
-                    self._append(sequence, drawn)
-                except Exception as error:
-                    if self.failures is None:
-                        raise
-                    self.failures.append((sequence.request.request_id, error))
-                    continue
-                touched[sequence.request.request_id] = sequence.request
+        for sequence, drawn in self._drawn(step):
+            try:
+                self._append(sequence, drawn)
+            except Exception as error:
+                if self.failures is None:
+                    raise
+                self.failures.append((sequence.request.request_id, error))
+                continue
+            touched[sequence.request.request_id] = sequence.request
         for allotment in allotments:
             self._drop_keys(allotment.sequence)
         if self._speculation is not None:
             self._speculation.end(self._totals["generation"] - said)
-        self.watch.ran(planned)
+        self.watch.ran(step.planned)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
+
+    def _drawn(self, step: StepInFlight) -> Iterator[tuple[Sequence, Sampled]]:
+        """What each sequence says next."""
+        # Who has ended since draws no more, and who was set back draws the same once again.
+        rows = [row for row, allotment in enumerate(step.due) if step.stands(allotment)]
+        due = [step.due[row] for row in rows]
+        if not due:
+            return
+        if step.drawn is None:
+            # Drafts are never started ahead, so that where one has left each has a single row.
+            every = len(rows) == len(step.due)
+            yield from self._draws(due, step.hidden if every else step.hidden[torch.tensor(rows)])
+            return
+        tokens = step.drawn.read()
+        for row, allotment in zip(rows, due, strict=True):
+            allotment.sequence.num_ahead -= 1
+            yield allotment.sequence, Sampled(tokens[row], None)
 
     def stats(self) -> EngineStats:
         """The counters now."""
@@ -230,8 +302,9 @@ class Engine:
 
     def _num_shareable(self, sequence: Sequence) -> int:
         """How many of the computed tokens have keys that another prompt's own computation would give."""
-        # A lossy decode writes other keys than a lossy prefill of the same tokens.
-        return sequence.num_computed if self.stack.exact else min(sequence.num_computed, sequence.num_prompt)
+        # A lossy decode writes other keys than a lossy prefill of the same tokens; what is on the device only has no name.
+        known = len(sequence.tokens) if self.stack.exact else sequence.num_prompt
+        return min(sequence.num_computed, known)
 
     def _bind_weights(self, decoder: Decoder) -> None:
         """Let a `LinearOp` take over the dense weights."""

@@ -17,7 +17,9 @@ def engine(
     ] = False,
     repeats: Annotated[int | None, typer.Option(help="Rounds that count, after a warm-up. [default: 3]")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of every side. [default: all cores]")] = None,
-    shape: Annotated[str | None, typer.Option(help="Sizes of the random Llama: qwen2.5-0.5b, llama-3.1-8b or tiny.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Sizes of the random Llama: qwen2.5-0.5b, llama-3.1-8b or tiny.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, or cuda: weights are then drawn on the device. [default: cpu]")
     ] = None,
