@@ -50,6 +50,7 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     *,
     skip_tokenizer_init: bool = False,
+    load_format: str = "auto",
 ) -> Checkpoint:
     """Load a checkpoint.
 
@@ -62,6 +63,8 @@ def load_checkpoint(
         dtype: the dtype to run in; "auto" is the one that the config names, else float32.
         device: where the weights go.
         skip_tokenizer_init: leave the tokenizer out, for directories that have none.
+        load_format: "auto" reads the weights; "dummy" draws random ones, for measurements: the directory then needs
+            no more than its config.json.
 
     Raises:
         CheckpointError: anything wrong with the directory, in one sentence.
@@ -74,7 +77,10 @@ def load_checkpoint(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, path)
     decoder = Decoder(config, run_dtype(dtype, config), device)
-    load_weights(decoder, path)
+    if load_format == "dummy":
+        randomise_weights(decoder)
+    else:
+        load_weights(decoder, path)
     return Checkpoint(
         path=path,
         name=_name(name_or_path, path),
@@ -83,6 +89,17 @@ def load_checkpoint(
         tokenizer=tokenizer,
         generation_config=generation_config,
     )
+
+
+@torch.no_grad()
+def randomise_weights(decoder: Decoder, seed: int = 0, std: float = 0.02) -> None:
+    """Fill a decoder with weights that cost what real ones cost: matrices normal(0, std), norms one, biases zero."""
+    generator = torch.Generator(decoder.embedding.weight.device).manual_seed(seed)
+    for name, parameter in decoder.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, std, generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def run_dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:

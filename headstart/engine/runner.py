@@ -4,9 +4,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from headstart.engine.batch import TokenBatch
+from headstart.engine.graphs import DecodeGraphs
 from headstart.engine.seams import Attention, KVStore, Prefill, Selector
 from headstart.engine.stack import Stack
 from headstart.models.decoder import AttentionSpec, Decoder
@@ -26,10 +29,10 @@ class _Group:
 class StepAttention:
     """The `Attend` of one step: writes the new keys, then lets each group of sequences attend its own way."""
 
-    def __init__(self, batch: TokenBatch, store: KVStore, stack: Stack) -> None:
+    def __init__(self, store: KVStore, layout: RaggedLayout, groups: list[_Group]) -> None:
         self.store = store
-        self.layout = batch.layout
-        self.groups = _groups(batch, stack)
+        self.layout = layout
+        self.groups = groups
 
     def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`q [T, H, D]`, `k, v [T, Hkv, D]` → `[T, H, D]`."""
@@ -111,6 +114,10 @@ def _groups(batch: TokenBatch, stack: Stack) -> list[_Group]:
     return [_Group(*ways[key], *batch.layout.subset(sequences)) for key, sequences in members.items()]
 
 
+# What must answer as the ordinary engine does, for a decode step to be the same work every time.
+_DECODE_SLOTS = ("attention.decode", "selector.decode", "prefill")
+
+
 class Runner:
     """A decoder with its KV cache and the methods in force."""
 
@@ -120,11 +127,30 @@ class Runner:
         self.stack = stack
         self.device = device
         self._prefill = stack.get("prefill", Prefill)
+        self._graphs: DecodeGraphs | None = None
+
+    def capture(self, max_num_seqs: int, max_model_len: int) -> None:
+        """Capture the decode steps as CUDA graphs; nothing where a method in force takes part in them."""
+        if self.device.type != "cuda" or any(self.stack.filled(slot) for slot in _DECODE_SLOTS):
+            return
+        attention, selector = self.stack.get("attention.decode", Attention), self.stack.get("selector.decode", Selector)
+
+        def forward(batch: TokenBatch) -> Tensor:
+            groups = [_Group(attention, selector, batch.layout, None)]
+            return self._prefill.forward(self.decoder, batch, StepAttention(self.store, batch.layout, groups))
+
+        max_pages = -(-max_model_len // self.store.page_size)
+        graphs = DecodeGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device)
+        console = Console(stderr=True)
+        graphs.capture(lambda sizes: track(sizes, "Capturing decode steps", console=console, transient=True))
+        self._graphs = graphs
 
     @torch.inference_mode()
     def run(self, batch: TokenBatch) -> Tensor:
-        """Compute a step → hidden states `[N, hidden]` of the rows whose logits are wanted."""
-        attend = StepAttention(batch, self.store, self.stack)
+        """Compute a step → hidden states `[N, hidden]` of the rows whose logits are wanted, good until the next."""
+        if self._graphs is not None and self._graphs.fits(batch):
+            return self._graphs.run(batch)
+        attend = StepAttention(self.store, batch.layout, _groups(batch, self.stack))
         return self._prefill.forward(self.decoder, batch, attend)
 
     @torch.inference_mode()
