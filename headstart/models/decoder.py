@@ -124,7 +124,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """`[T, hidden]` → `[T, hidden]`, added to `onto [T, hidden]` if given, whose place it may take."""
-        inner = gated(self.gate_up(x), self.activation)
+        if isinstance(self.gate_up, Linear):
+            inner = self.gate_up.gated(x, self.activation)
+        else:
+            inner = gated(self.gate_up(x), self.activation)
         if onto is not None and isinstance(self.down, Linear):
             return self.down(inner, onto)
         return self.down(inner) if onto is None else onto + self.down(inner)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.ops import kernels
-from headstart.ops.linear import empty_weight, linear
+from headstart.ops.activation import gated
+from headstart.ops.linear import empty_weight, gated_linear, linear
 from headstart.ops.norm import add_rms_norm, rms_norm
 
 
@@ -31,6 +32,12 @@ class Linear(nn.Module):
         if self.op is None:
             return linear(x, self.weight, self.bias, onto)
         return self.op(x) if onto is None else onto + self.op(x)
+
+    def gated(self, x: Tensor, activation: str) -> Tensor:
+        """`[T, in]` → `[T, out / 2]`: the first half of the outputs gates the other."""
+        if self.op is None and kernels.run_on(x):
+            return gated_linear(x, self.weight, self.bias, activation)
+        return gated(self(x), activation)
 
 
 class Embedding(nn.Module):
