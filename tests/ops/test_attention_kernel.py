@@ -35,9 +35,9 @@ def case(lengths, page_size, kv_heads, group, head_dim, seed, scattered=True, dt
 def check(q, k_pages, v_pages, layout, shapes=SMALL, bound=2e-5, contiguous=False, blocks=None, tree=None, **rule):
     """The kernel's result equals the reference's in float64."""
     rule = {"scale": 0.3} | rule
-    out, lse = attend_on_gpu(
-        q, k_pages, v_pages, layout.index, shapes=shapes, contiguous=contiguous, blocks=blocks, tree=tree, **rule
-    )
+    into = torch.full_like(q, torch.nan), torch.full(q.shape[:2], torch.nan, device=DEVICE)
+    given = {"into": into, "shapes": shapes, "contiguous": contiguous, "blocks": blocks, "tree": tree}
+    out, lse = attend_on_gpu(q, k_pages, v_pages, layout.index, **given, **rule)
     wide = (x.double() for x in (q, k_pages, v_pages))
     want, want_lse = paged_attention_reference(*wide, layout, selection=blocks, tree=tree, **rule)
     assert out.dtype == q.dtype
@@ -71,10 +71,12 @@ def test_splits_of_long_contexts_merge(waves):
     check(q, k, v, layout, (Shape(16, 16, waves=waves), None))
 
 
-def test_half_precision():
-    """Inputs of 16 bits cost their rounding and no more."""
-    q, k, v, layout = case([(20, 10), (1, 70), (5, 9)], 16, 1, 2, 32, 0, dtype=torch.float16)
-    check(q, k, v, layout, bound=2e-3)
+@pytest.mark.parametrize(("window", "tensor_maps"), [(None, True), (None, False), (20, True)])
+def test_half_precision(window, tensor_maps):
+    """Inputs of 16 bits cost their rounding and no more, with the values multiplied a round behind the keys."""
+    q, k, v, layout = case([(20, 50), (1, 70)], 16, 1, 2, 32, 0, dtype=torch.float16)
+    shapes = SMALL[0], Shape(64, 16, 4, 3, tensor_maps=tensor_maps, behind=True)
+    check(q, k, v, layout, shapes, bound=2e-3, window=window)
 
 
 def test_rows_of_a_wider_tensor():

@@ -74,30 +74,7 @@ def _visible(places, limit, before, kv_length, window, bits, WINDOWED: tl.conste
 
 
 @triton.jit
-def _together(
-    tile,
-    table,
-    run,
-    blocks,
-    kv_length,
-    PAGE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr,
-    KEY_BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Place and slot of the first key of a tile that lies within one key block, and one page or run of pages."""
-    place = tile * BLOCK_N
-    if KEY_BLOCK:
-        place = tl.load(blocks + place // KEY_BLOCK) * KEY_BLOCK + place % KEY_BLOCK
-    if CONTIGUOUS:
-        slot = run + place
-    else:
-        slot = tl.load(table + place // PAGE, mask=place < kv_length, other=0) * PAGE + place % PAGE
-    return place, slot
-
-
-@triton.jit
-def _scattered(
+def _locate(
     tile,
     table,
     run,
@@ -109,20 +86,71 @@ def _scattered(
     KEY_BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Places `[N]` and slots `[N]` of a tile of keys that may span pages and key blocks; a key that is not there has
-    the place `kv_length`."""
-    places = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    if KEY_BLOCK:
-        at = places // KEY_BLOCK
-        block = tl.load(blocks + at, mask=at < count, other=0)
-        places = tl.where(at < count, block * KEY_BLOCK + places % KEY_BLOCK, kv_length)
-    places = tl.minimum(places, kv_length)
-    if CONTIGUOUS:
-        slots = run + places
+    """Places `[N]` and cache slots `[N]` of a tile of keys, and the slot of the first where the others follow it.
+
+    A key that is not there has a place of at least `kv_length`. Where a tile lies within one key block, and within one
+    page or a run of pages, one look into the tables tells all.
+    """
+    n = tl.arange(0, BLOCK_N)
+    first_slot = 0
+    if (CONTIGUOUS or PAGE % BLOCK_N == 0) and (KEY_BLOCK == 0 or KEY_BLOCK % BLOCK_N == 0):
+        place = tile * BLOCK_N
+        if KEY_BLOCK:
+            at = place // KEY_BLOCK
+            place = tl.load(blocks + at, mask=at < count, other=0) * KEY_BLOCK + place % KEY_BLOCK
+        if CONTIGUOUS:
+            first_slot = run + place
+        else:
+            first_slot = tl.load(table + place // PAGE, mask=place < kv_length, other=0) * PAGE + place % PAGE
+        places, slots = place + n, first_slot + n
     else:
-        pages = tl.load(table + places // PAGE, mask=places < kv_length, other=0)
-        slots = pages * PAGE + places % PAGE
-    return places, slots
+        places = tile * BLOCK_N + n
+        if KEY_BLOCK:
+            at = places // KEY_BLOCK
+            block = tl.load(blocks + at, mask=at < count, other=0)
+            places = tl.where(at < count, block * KEY_BLOCK + places % KEY_BLOCK, kv_length)
+        places = tl.minimum(places, kv_length)
+        if CONTIGUOUS:
+            slots = run + places
+        else:
+            slots = tl.load(table + places // PAGE, mask=places < kv_length, other=0) * PAGE + places % PAGE
+    return places, slots, first_slot
+
+
+@triton.jit
+def _load(
+    pool,
+    maps,
+    row_stride,
+    kv_head,
+    there,
+    slots,
+    first_slot,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """One KV head of a tile of keys or values, `[N, D]`; with `MASKED`, zeros where nothing is `there` `[N]`."""
+    if TMA and not MASKED:
+        return maps.load([first_slot, kv_head * HEAD_DIM])
+    columns = tl.arange(0, BLOCK_D)
+    cells = pool + slots.to(tl.int64)[:, None] * row_stride + columns[None, :]
+    if MASKED:
+        return tl.load(cells, mask=there[:, None] & (columns < HEAD_DIM)[None, :], other=0.0)
+    if HEAD_DIM == BLOCK_D:
+        return tl.load(cells)
+    return tl.load(cells, mask=(columns < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def _score(q, keys, scale, softcap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
+    """`q [M, D]` on `keys [N, D]`: scores `[M, N]`, but for a factor that `_over_keys` applies."""
+    scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
+    if SOFTCAP:
+        # The soft cap's tanh, by way of the sigmoid.
+        scores = 2.0 * tl.sigmoid(scores * (2.0 * scale / softcap)) - 1.0
+    return scores
 
 
 @triton.jit
@@ -137,8 +165,8 @@ def _over_keys(
     bits,
     k,
     v,
-    k_tiles,
-    v_tiles,
+    k_maps,
+    v_maps,
     k_row,
     v_row,
     table,
@@ -162,60 +190,57 @@ def _over_keys(
     TREE: tl.constexpr,
     MASKED: tl.constexpr,
     TMA: tl.constexpr,
+    BEHIND: tl.constexpr,
     STAGES: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Takes the key tiles `first` to `last` into the running sums of a row tile.
 
     `acc [M, D]`, `total [M]` and `top [M]` are the weighted values, the weights and the largest score (in base 2) so
-    far. Keys that some row must not see, or that are not there, want `MASKED`.
+    far. Keys that some row must not see, or that are not there, want `MASKED`. With `BEHIND`, a tile's values are
+    multiplied one round later, so that the matrix unit works while the next scores go through the exponential.
     """
-    within: tl.constexpr = (CONTIGUOUS or PAGE % BLOCK_N == 0) and (KEY_BLOCK == 0 or KEY_BLOCK % BLOCK_N == 0)
-    columns = tl.arange(0, BLOCK_D)
-    for tile in tl.range(first, last, num_stages=STAGES, warp_specialize=SPECIALIZE):
-        if within:
-            place, slot = _together(tile, table, run, blocks, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, BLOCK_N)
-            places = place + tl.arange(0, BLOCK_N)
-            slots = slot + tl.arange(0, BLOCK_N)
-        else:
-            places, slots = _scattered(tile, table, run, blocks, count, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, BLOCK_N)
-        there = columns[None, :] < HEAD_DIM
-        if MASKED:
-            there = there & (places < kv_length)[:, None]
-        plain: tl.constexpr = not MASKED and HEAD_DIM == BLOCK_D
-        rows = slots.to(tl.int64)[:, None]
-
-        if TMA and not MASKED:
-            keys = k_tiles.load([slot, kv_head * HEAD_DIM])
-        elif plain:
-            keys = tl.load(k + rows * k_row + columns[None, :])
-        else:
-            keys = tl.load(k + rows * k_row + columns[None, :], mask=there, other=0.0)
-        scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
-        to_base_2 = scale * _LOG2E
-        if SOFTCAP:
-            # The soft cap's tanh, by way of the sigmoid.
-            scores = 2.0 * tl.sigmoid(scores * (2.0 * scale / softcap)) - 1.0
-            to_base_2 = softcap * _LOG2E
+    to_base_2 = (softcap if SOFTCAP else scale) * _LOG2E
+    # Kept for a round as integers, since a loop's own float matrices go to the matrix unit by way of shared memory.
+    kept = tl.zeros([acc.shape[0], BLOCK_N], tl.int16)
+    shrink = tl.full([acc.shape[0]], 1.0, tl.float32)
+    for tile in tl.range(first, last, num_stages=STAGES):
+        places, slots, slot = _locate(
+            tile, table, run, blocks, count, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, BLOCK_N
+        )  # fmt: skip
+        there = places < kv_length
+        keys = _load(k, k_maps, k_row, kv_head, there, slots, slot, HEAD_DIM, BLOCK_D, MASKED, TMA)
+        scores = _score(q, keys, scale, softcap, SOFTCAP, PRECISION)
+        if BEHIND:
+            _, old_slots, old_slot = _locate(
+                tl.maximum(tile - 1, first), table, run, blocks, count, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, BLOCK_N
+            )  # fmt: skip
+            values = _load(v, v_maps, v_row, kv_head, there, old_slots, old_slot, HEAD_DIM, BLOCK_D, MASKED, TMA)
+            weights = kept.to(q.dtype, bitcast=True)
+            acc = tl.dot(weights, values.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION)
         if MASKED:
             seen = _visible(places, limit, before, kv_length, window, bits, WINDOWED, TREE)
             scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1) * to_base_2)
         # A row that has seen nothing yet has no largest score to subtract.
         base = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
-        weights = tl.exp2(scores * to_base_2 - base[:, None])
         shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None]
-        if TMA and not MASKED:
-            values = v_tiles.load([slot, kv_head * HEAD_DIM])
-        elif plain:
-            values = tl.load(v + rows * v_row + columns[None, :])
-        else:
-            values = tl.load(v + rows * v_row + columns[None, :], mask=there, other=0.0)
-        acc = tl.dot(weights.to(q.dtype), values.to(q.dtype), acc, input_precision=PRECISION)
+        exact = tl.exp2(scores * to_base_2 - base[:, None])
+        total = total * shrink + tl.sum(exact, 1)
+        weights = exact.to(q.dtype)
         top = new_top
+        if BEHIND:
+            kept = weights.to(tl.int16, bitcast=True)
+        else:
+            values = _load(v, v_maps, v_row, kv_head, there, slots, slot, HEAD_DIM, BLOCK_D, MASKED, TMA)
+            acc = tl.dot(weights, values.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION)
+    if BEHIND and first < last:
+        places, slots, slot = _locate(
+            last - 1, table, run, blocks, count, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, BLOCK_N
+        )  # fmt: skip
+        values = _load(v, v_maps, v_row, kv_head, places < kv_length, slots, slot, HEAD_DIM, BLOCK_D, MASKED, TMA)
+        weights = kept.to(q.dtype, bitcast=True)
+        acc = tl.dot(weights, values.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION)
     return acc, total, top
 
 
@@ -227,8 +252,8 @@ def attention_kernel(
     q,
     k,
     v,
-    k_tiles,
-    v_tiles,
+    k_maps,
+    v_maps,
     out,
     lse,
     part_out,
@@ -279,13 +304,13 @@ def attention_kernel(
     SPLIT: tl.constexpr,
     PHASES: tl.constexpr,
     TMA: tl.constexpr,
+    BEHIND: tl.constexpr,
     STAGES: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One row tile over one range of its keys; grid `(items, H / FOLD)`, where items may be more than there is work.
 
-    `q, out [T, H, D]`, `lse [T, H]`; `k, v` and the tensor maps `k_tiles, v_tiles` hold `[slots, Hkv, D]`. A tile has
+    `q, out [T, H, D]`, `lse [T, H]`; `k, v` and the tensor maps `k_maps, v_maps` hold `[slots, Hkv, D]`. A tile has
     QUERIES queries of FOLD heads each in its BLOCK_M rows. `blocks [S, H / LIST_GROUP, B, K]` and `counts [S,
     H / LIST_GROUP, B]` name the blocks of KEY_BLOCK keys that each QUERY_BLOCK queries look at (all keys where
     KEY_BLOCK is 0).
@@ -301,7 +326,7 @@ def attention_kernel(
     ends = tl.cumsum(items, 0)
     # The last tile of a long prompt sees the most keys: it goes first, so that light ones fill the end.
     item = tl.sum(items, 0) - 1 - tl.program_id(0)
-    # A program without work runs through with nothing to do: an early return would keep warps from specializing.
+    # A program without work runs through with nothing to do.
     busy = item >= 0
     item = tl.maximum(item, 0)
     sequence = tl.minimum(tl.sum((ends <= item).to(tl.int32), 0), num_sequences - 1)
@@ -373,10 +398,10 @@ def attention_kernel(
                 acc, total, top, q_tile,
                 begin if phase == 0 else left if phase == 1 else right,
                 left if phase == 0 else right if phase == 1 else end,
-                limit, bits, my_k, my_v, k_tiles, v_tiles, k_row, v_row, my_table, run, my_blocks, count, kv_head,
+                limit, bits, my_k, my_v, k_maps, v_maps, k_row, v_row, my_table, run, my_blocks, count, kv_head,
                 before, kv_length, window, scale, softcap, PAGE, CONTIGUOUS, KEY_BLOCK, HEAD_DIM, BLOCK_D, BLOCK_N,
-                WINDOWED, SOFTCAP, TREE, phase != 1, TMA, STAGES if phase == 1 or not PHASES else 1,
-                SPECIALIZE and phase == 1, PRECISION,
+                WINDOWED, SOFTCAP, TREE, phase != 1, TMA, BEHIND and phase == 1,
+                STAGES if phase == 1 or not PHASES else 1, PRECISION,
             )  # fmt: skip
 
     saw = total > 0.0

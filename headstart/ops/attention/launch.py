@@ -28,7 +28,8 @@ class Shape:
         warps: per program.
         stages: tiles of keys that are under way at once.
         tensor_maps: load whole tiles by TMA where their keys lie together.
-        specialize: let some warps load and others compute.
+        behind: multiply a tile's values while the next one's scores are made weights.
+        registers: most of a thread; None leaves it to the compiler.
         waves: parts into which the work is cut, in multiples of the GPU's multiprocessors.
     """
 
@@ -37,7 +38,8 @@ class Shape:
     warps: int = 4
     stages: int = 3
     tensor_maps: bool = False
-    specialize: bool = False
+    behind: bool = False
+    registers: int | None = None
     waves: int = 2
 
 
@@ -66,6 +68,7 @@ def attend_on_gpu(
     blocks: KeyBlocks | None = None,
     tree: Tensor | None = None,
     contiguous: bool = False,
+    into: tuple[Tensor, Tensor] | None = None,
     shapes: tuple[Shape | None, Shape | None] = (None, None),
     longest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -73,11 +76,14 @@ def attend_on_gpu(
 
     Args:
         contiguous: whether each sequence's pages follow each other.
+        into: contiguous `out [T, H, D]` and `lse [T, H]` to write; new ones where it is None.
         shapes: of the launches for short and for long sequences, instead of the usual ones.
         longest: leave out sequences with more rows, whose outputs stay unwritten.
     """
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    out, lse = into or (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        torch.empty(q.shape[:2], dtype=torch.float32, device=q.device),
+    )
     call = _Call(q, k_pages, v_pages, index, scale, window, softcap, blocks, tree, contiguous, out, lse)
     short = TREE_ROWS if tree is not None else SHORT
     if blocks is not None and blocks.counts.shape[2] > 1:
@@ -92,6 +98,8 @@ def attend_on_gpu(
 
 @dataclass
 class _Call:
+    """What the launches of one call share."""
+
     q: Tensor
     k_pages: Tensor
     v_pages: Tensor
@@ -169,9 +177,9 @@ class _Call:
             QUERY_BLOCK=blocks.query_block if blocks is not None else 1,
             BLOCK_M=shape.rows, SOFTCAP=self.softcap is not None,
             TREE=self.tree is not None and most <= TREE_ROWS, SPLIT=split, PHASES=shape.rows > 32,
-            TMA=maps, STAGES=shape.stages, SPECIALIZE=shape.specialize,
+            TMA=maps, BEHIND=shape.behind and q.dtype.itemsize == 2, STAGES=shape.stages,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            num_warps=shape.warps, num_stages=shape.stages, **which,
+            num_warps=shape.warps, num_stages=shape.stages, maxnreg=shape.registers, **which,
         )  # fmt: skip
         if split:
             kernel = merge_kernel
@@ -189,7 +197,7 @@ def usual_shape(rows: int, head_dim: int, dtype: torch.dtype) -> Shape:
     if rows <= 64:
         return Shape(least, 64 if head_dim <= 128 else 32, 4, 5)
     if head_dim <= 128:
-        return Shape(128, 64, 8, 3, tensor_maps=True)
+        return Shape(128, 64, 8, 3, tensor_maps=True, behind=True)
     return Shape(128, 32, 8, 3, tensor_maps=True)
 
 
