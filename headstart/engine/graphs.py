@@ -76,7 +76,8 @@ class DecodeGraphs:
             page_table=torch.zeros(most, max_pages, dtype=torch.int32, device=device),
             query_starts=torch.arange(most + 1, dtype=torch.int32, device=device),
         )
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        # A graph reads its batch where it lay at the capture, so that the batch has to stay.
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, TokenBatch]] = {}
 
     @torch.inference_mode()
     def capture(self, progress: Callable[[list[int]], Iterable[int]] = iter) -> None:
@@ -97,7 +98,7 @@ class DecodeGraphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 hidden = self._forward(batch)
-            self._graphs[size] = graph, hidden
+            self._graphs[size] = graph, hidden, batch
 
     def fits(self, batch: TokenBatch) -> bool:
         """Whether a step is one that these graphs know: a row for each sequence, all of whose logits are wanted."""
@@ -122,6 +123,6 @@ class DecodeGraphs:
         if size > rows:
             own.rows[3, rows:size] = -1
             own.kv_lengths[rows:size] = 0
-        graph, hidden = self._graphs[size]
+        graph, hidden, _ = self._graphs[size]
         graph.replay()
         return hidden[:rows]
