@@ -5,7 +5,6 @@ whoever shares the batch.
 """
 
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +16,11 @@ from headstart.engine.outputs import Logprob
 from headstart.engine.params import SamplingParams
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft, RejectionSampling, Verifier
-from headstart.ops.sampling import invert
+from headstart.ops.sampling import HOTTEST, draw, filtered, uniforms
 from headstart.ops.staging import to_device
 
-# Nucleus sampling looks at this many candidates first and sorts the whole vocabulary only where they fall short.
-_CANDIDATES = 1024
-# Below the one a draw is greedy in float32 anyway, above the other it is even; beyond them divisions overflow.
-_COLDEST, _HOTTEST = 1e-5, 1e30
+# No vocabulary has more tokens.
+_LARGEST_TOP_K = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -100,14 +97,9 @@ class Sampler:
 
     def draw(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
         """`logits [N, V]` float32 → int64 `[N]`, drawn from them as they are; the host does not wait for it."""
-        random = [i for i, s in enumerate(sequences) if not s.params.greedy]
-        if len(random) == len(sequences):
-            return _draw(logits, sequences)
-        drawn = logits.argmax(-1)
-        if random:
-            rows = to_device(np.array(random), logits.device)
-            drawn[rows] = _draw(logits[rows], [sequences[i] for i in random])
-        return drawn
+        if all(s.params.greedy for s in sequences):
+            return logits.argmax(-1)
+        return _draw(logits, sequences)
 
     def _verify(self, logits: Tensor, guessed: list[tuple[Sequence, "Guess"]]) -> Tensor:
         """`logits [N, V]`, restricted → `[N]`, what stands of one position."""
@@ -213,101 +205,22 @@ def uniform(seed: int, position: int, purpose: int = _DRAWN, number: int = 0) ->
 
     `number` tells apart what is decided several times at one position, in drafts that are thrown away.
     """
-    generator = np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[position, purpose, number, 0]))
-    return float(generator.random())
+    return float(uniforms([seed % 2**64], [position], purpose, number)[0])
 
 
 def distribution(logits: Tensor, params: list[SamplingParams]) -> Tensor:
     """`logits [N, V]` float32 → `[N, V]`, what is drawn from: after temperature, min-p, top-k and top-p."""
-    probabilities = _tempered(logits, params)
-    size = logits.shape[1]
-    filtered = [i for i, p in enumerate(params) if p.top_p < 1 or 0 < p.top_k < size]
-    if filtered:
-        rows = torch.tensor(filtered, device=logits.device)
-        top_p, top_k = _bounds([params[i] for i in filtered], logits)
-        values, indices = probabilities[rows].sort(dim=-1, descending=True)
-        kept = values * _among_likeliest(values, values.sum(-1, keepdim=True), size, top_p, top_k)
-        probabilities[rows] = torch.zeros_like(values).scatter_(1, indices, kept)
-    return probabilities / probabilities.sum(-1, keepdim=True)
+    return filtered(logits, *to_device(_settings(params), logits.device))
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
-    """One draw per row by inverting the cumulative distribution after temperature, min-p, top-k and top-p."""
-
-    params = [s.params for s in sequences]
-    probabilities = _tempered(logits, params)
-    points = _column([uniform(s.seed, s.next_position) for s in sequences], logits, torch.float64)
-    size = logits.shape[1]
-    filtered = [i for i, p in enumerate(params) if p.top_p < 1 or 0 < p.top_k < size]
-    if not filtered:
-        return invert(probabilities, points)
-    rows = torch.tensor(filtered, device=logits.device)
-    top_p, top_k = _bounds([params[i] for i in filtered], logits)
-    drawn = torch.empty(len(params), dtype=torch.int64, device=logits.device)
-    if len(filtered) < len(params):
-        others = torch.tensor(sorted(set(range(len(params))) - set(filtered)), device=logits.device)
-        drawn[others] = invert(probabilities[others], points[others])
-    drawn[rows] = _draw_among_likeliest(probabilities[rows], points[rows], top_p, top_k)
-    return drawn
+    """One draw per row, for all of which a single small copy goes to the device."""
+    points = uniforms([s.seed % 2**64 for s in sequences], [s.next_position for s in sequences], _DRAWN)
+    settings = np.vstack((_settings([s.params for s in sequences]), points))
+    return draw(logits, *to_device(settings, logits.device))
 
 
-def _column(values: Seq[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
-
-
-def _tempered(logits: Tensor, params: list[SamplingParams]) -> Tensor:
-    """`[N, V]` → probabilities `[N, V]` after temperature and min-p; min-p leaves them unnormalised."""
-    temperatures = [min(max(p.temperature, _COLDEST), _HOTTEST) for p in params]
-    probabilities = torch.softmax(logits / _column(temperatures, logits), -1)
-    if any(p.min_p > 0 for p in params):
-        floor = probabilities.amax(-1, keepdim=True) * _column([p.min_p for p in params], logits)
-        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
-    return probabilities
-
-
-def _bounds(params: list[SamplingParams], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Top-p `[N, 1]`, and top-k int64 `[N, 1]`: V where there is no bound."""
-    size = logits.shape[1]
-    top_k = [p.top_k if 0 < p.top_k < size else size for p in params]
-    return _column([p.top_p for p in params], logits), _column(top_k, logits, torch.int64)
-
-
-def _draw_among_likeliest(probabilities: Tensor, points: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
-    """Draws within what top-k, and then top-p among what top-k keeps, leave: `[N, V]` → `[N]`.
-
-    Args:
-        probabilities: `[N, V]`.
-        points: float64 `[N, 1]`.
-        top_p: `[N, 1]`.
-        top_k: int64 `[N, 1]`, V where there is no bound.
-    """
-    size = probabilities.shape[1]
-    drawn, short = _draw_among(probabilities, points, top_p, top_k, min(_CANDIDATES, size))
-    if bool(short.any()):
-        # Only these rows: another choice of candidates could settle ties in the others differently.
-        drawn[short], _ = _draw_among(probabilities[short], points[short], top_p[short], top_k[short], size)
-    return drawn
-
-
-def _among_likeliest(values: Tensor, total: Tensor, size: int, top_p: Tensor, top_k: Tensor) -> Tensor:
-    """Which of the likeliest entries `values [N, C]`, in falling order, top-k and then top-p keep: bool `[N, C]`.
-
-    `total [N, 1]` is the mass of all `size` entries.
-    """
-    rank = torch.arange(values.shape[1], device=values.device)
-    within = values.masked_fill(rank >= top_k, 0.0)
-    # The mass that top-p is a share of: all of it, or what top-k has left.
-    mass = torch.where(top_k >= size, total, within.sum(-1, keepdim=True))
-    before = within.cumsum(-1) - within
-    return ((before < top_p * mass) | (top_p >= 1) | (rank == 0)) & (within > 0)
-
-
-def _draw_among(
-    probabilities: Tensor, points: Tensor, top_p: Tensor, top_k: Tensor, candidates: int
-) -> tuple[Tensor, Tensor]:
-    """The same among the likeliest `candidates`, and bool `[N]`: the rows for which these were too few."""
-    size = probabilities.shape[1]
-    values, indices = probabilities.topk(candidates, dim=-1)
-    kept = _among_likeliest(values, probabilities.sum(-1, keepdim=True), size, top_p, top_k)
-    short = kept[:, -1] & (top_k[:, 0] > candidates) & (candidates < size)
-    return indices.gather(1, invert(values * kept, points)[:, None]).squeeze(1), short
+def _settings(params: list[SamplingParams]) -> np.ndarray:
+    """Float64 `[4, N]`: temperature, top-k, top-p and min-p of each row."""
+    rows = [(min(p.temperature, HOTTEST), min(p.top_k, _LARGEST_TOP_K), p.top_p, p.min_p) for p in params]
+    return np.array(rows, dtype=np.float64).reshape(-1, 4).T

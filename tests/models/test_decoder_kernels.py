@@ -1,4 +1,4 @@
-"""Every family through the kernels, in Triton's interpreter where there is no GPU, against the plain ops."""
+"""Families through the kernels, in Triton's interpreter where there is no GPU, against the plain ops."""
 
 from pathlib import Path
 
@@ -9,12 +9,14 @@ from torch import Tensor
 from headstart.checkpoints.reader import load_checkpoint
 from headstart.models.decoder import Decoder
 from headstart.ops import kernels
-from tests.models.configs import FAMILIES, VOCAB_SIZE, make_pair
+from tests.models.configs import VOCAB_SIZE, make_pair
 from tests.models.naive_attention import NaiveBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-LENGTHS = [3, 1, 12]
+LENGTHS = [3, 1]
+# One family of each kind of norm, placement, rotation and feed-forward block.
+CHOSEN = ["llama_tied_bias", "qwen3", "phi3_longrope_partial", "gemma3", "olmo2", "olmoe"]
 
 
 def logits(decoder: Decoder, ids: list[Tensor]) -> Tensor:
@@ -26,7 +28,7 @@ def logits(decoder: Decoder, ids: list[Tensor]) -> Tensor:
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_kernels_give_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = load_checkpoint(make_pair(name, tmp_path)[1], skip_tokenizer_init=True).decoder
     generator = torch.Generator().manual_seed(0)
@@ -40,7 +42,7 @@ def test_kernels_give_the_same(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_layer_leaves_its_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods keep hidden states: what a layer is given stays as it was."""
-    decoder = load_checkpoint(make_pair(next(iter(FAMILIES)), tmp_path)[1], skip_tokenizer_init=True).decoder
+    decoder = load_checkpoint(make_pair(CHOSEN[0], tmp_path)[1], skip_tokenizer_init=True).decoder
     monkeypatch.setattr(kernels, "run_on", lambda *_: True)
     x = torch.randn(4, decoder.config.hidden_size)
     kept = x.clone()
