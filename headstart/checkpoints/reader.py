@@ -56,6 +56,7 @@ def load_checkpoint(
     *,
     skip_tokenizer_init: bool = False,
     methods: Collection[str] = (),
+    load_format: str = "auto",
 ) -> Checkpoint:
     """Load a checkpoint.
 
@@ -70,6 +71,8 @@ def load_checkpoint(
         skip_tokenizer_init: leave the tokenizer out, for directories that have none.
         methods: keys of the methods that are to serve it. Weights that were trained for a method are those of no
             plain model, whatever their shapes.
+        load_format: "auto" reads the weights; "dummy" draws random ones, for measurements: the directory then needs
+            no more than its config.json.
 
     Raises:
         CheckpointError: anything wrong with the directory, in one sentence.
@@ -83,7 +86,10 @@ def load_checkpoint(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, path)
     decoder = Decoder(config, run_dtype(dtype, config), device)
-    load_weights(decoder, path)
+    if load_format == "dummy":
+        randomise_weights(decoder)
+    else:
+        load_weights(decoder, path)
     return Checkpoint(
         path=path,
         name=_name(name_or_path, path),
@@ -105,6 +111,17 @@ def refuse_without_method(raw: dict[str, Any], where: str, methods: Collection[s
         raise CheckpointError(
             f"{where} was trained for the method {key} and answers wrongly without it: add --use {key}"
         )
+
+
+@torch.no_grad()
+def randomise_weights(decoder: Decoder, seed: int = 0, std: float = 0.02) -> None:
+    """Fill a decoder with weights that cost what real ones cost: matrices normal(0, std), norms one, biases zero."""
+    generator = torch.Generator(decoder.embedding.weight.device).manual_seed(seed)
+    for name, parameter in decoder.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, std, generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def run_dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:

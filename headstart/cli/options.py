@@ -48,6 +48,9 @@ class EngineOptions:
     device: Annotated[
         str | None, _engine(help="cpu, cuda or cuda:N. [default: a CUDA device if there is one, or else the CPU]")
     ] = None
+    load_format: Annotated[
+        str | None, _engine(help="auto, or dummy: random weights, to measure speed by a config alone. [default: auto]")
+    ] = None
     max_model_len: Annotated[int | None, _engine(help="Longest prompt and output together, in tokens.")] = None
     max_num_seqs: Annotated[int | None, _engine(help="Most requests that run at once.")] = None
     max_num_batched_tokens: Annotated[int | None, _engine(help="Most tokens in one step.")] = None
@@ -60,7 +63,9 @@ class EngineOptions:
             show_default=False,
         ),
     ] = None
-    page_size: Annotated[int | None, _engine(help="Tokens in one page of the KV cache.")] = None
+    page_size: Annotated[
+        int | None, _engine(help="Tokens in one page of the KV cache. [default: 16 on a CPU, 64 on a GPU]")
+    ] = None
     num_pages: Annotated[int | None, _engine(help="Pages in the KV cache. [default: from --kv-cache-memory]")] = None
     kv_cache_memory: Annotated[
         int | None,
@@ -76,6 +81,20 @@ class EngineOptions:
             metavar="TIERS",
             help="Keep cached keys beyond the KV cache, as cpu=2GB,disk=PATH:10GB or one of them; those on disk "
             "survive a restart.",
+        ),
+    ] = None
+
+    async_scheduling: Annotated[
+        bool | None,
+        _engine(
+            "--async-scheduling/--no-async-scheduling",
+            help="Start a step before the tokens of the last one are known on the host. [default: on a GPU]",
+        ),
+    ] = None
+    enforce_eager: Annotated[
+        bool | None,
+        _engine(
+            "--enforce-eager", help="Capture no CUDA graphs: starts faster and decodes slower.", show_default=False
         ),
     ] = None
 

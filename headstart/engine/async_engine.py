@@ -9,8 +9,9 @@ from headstart.checkpoints.generation import GenerationConfig
 from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.engine.args import EngineArgs
 from headstart.engine.client import EngineClient, Item, Submission
-from headstart.engine.engine import Engine, EngineStats
+from headstart.engine.engine import Engine
 from headstart.engine.loop import EngineLoop
+from headstart.engine.stats import EngineStats
 from headstart.errors import HeadstartError
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft
 from headstart.ops.attention import RaggedLayout
+from headstart.ops.staging import to_device
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Allotment:
     @property
     def completes(self) -> bool:
         """Whether the sequence will have computed all that it knows, so that its next token can be sampled."""
-        return self.sequence.num_computed + self.num_tokens == len(self.sequence.tokens)
+        return self.num_tokens == self.sequence.num_uncomputed
 
 
 @dataclass(frozen=True)
@@ -61,30 +63,21 @@ class TokenBatch:
     allotments: list[Allotment]
 
     @classmethod
-    def build(cls, allotments: Seq[Allotment], page_size: int, device: torch.device) -> "TokenBatch":
-        """Lay the allotments' next tokens out in one list; their pages must be reserved."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        lengths: list[int] = []
-        logit_rows: list[int] = []
+    def build(
+        cls, allotments: Seq[Allotment], page_size: int, device: torch.device, drawn: Tensor | None = None
+    ) -> "TokenBatch":
+        """Lay the allotments' next tokens out in one list; their pages must be reserved.
+
+        Args:
+            allotments: who takes part, and with how much.
+            page_size: tokens per page.
+            device: where the model runs.
+            drawn: int64 `[N]`, the tokens of the step before while they are on the device only; a sequence's
+                `draw_row` says which is its own.
+        """
+        rows = _Rows()
         for allotment in allotments:
-            sequence, share = allotment.sequence, allotment.num_tokens
-            start = sequence.num_computed
-            end = start + allotment.num_rows
-            top = len(token_ids)
-            token_ids += [*sequence.tokens[start : start + share], *allotment.guesses]
-            positions += range(start, end)
-            prompt = min(max(sequence.num_prompt - start, 0), share)
-            lengths += [sequence.num_prompt] * prompt
-            lengths += range(start + prompt + 1, end + 1)
-            if sequence.wants_prompt_rows and start < sequence.num_prompt:
-                logit_rows += range(top, top + share)
-            elif allotment.completes:
-                logit_rows += range(top + share - 1, top + allotment.num_rows)
-
-        def indices(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
-
+            rows.add(allotment)
         layout = RaggedLayout(
             [a.num_rows for a in allotments],
             [a.sequence.kv_length + a.num_rows for a in allotments],
@@ -92,11 +85,47 @@ class TokenBatch:
             page_size,
             device,
         )
-        return cls(
-            indices(token_ids),
-            indices(positions),
-            indices(lengths),
-            layout,
-            indices(logit_rows),
-            list(allotments),
-        )
+        return rows.batch(layout, list(allotments), drawn)
+
+
+class _Rows:
+    """A batch in the making, as Python lists."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.positions: list[int] = []
+        self.lengths: list[int] = []
+        self.logit_rows: list[int] = []
+        # Rows whose token is on the device only, and its place there.
+        self.unknown: list[int] = []
+        self.sources: list[int] = []
+
+    def add(self, allotment: Allotment) -> None:
+        """Append an allotment's rows."""
+        sequence, share = allotment.sequence, allotment.num_tokens
+        start = sequence.num_computed
+        end = start + allotment.num_rows
+        top = len(self.token_ids)
+        self.token_ids += [*sequence.tokens[start : start + share], *allotment.guesses]
+        if len(self.token_ids) < top + allotment.num_rows:
+            self.unknown.append(len(self.token_ids))
+            self.sources.append(sequence.draw_row)
+            self.token_ids.append(0)
+        self.positions += range(start, end)
+        prompt = min(max(sequence.num_prompt - start, 0), share)
+        self.lengths += [sequence.num_prompt] * prompt
+        self.lengths += range(start + prompt + 1, end + 1)
+        if sequence.wants_prompt_rows and start < sequence.num_prompt:
+            self.logit_rows += range(top, top + share)
+        elif allotment.completes:
+            self.logit_rows += range(top + share - 1, top + allotment.num_rows)
+
+    def batch(self, layout: RaggedLayout, allotments: list[Allotment], drawn: Tensor | None) -> TokenBatch:
+        """All rows in one copy to the device."""
+        parts = (self.token_ids, self.positions, self.lengths, self.logit_rows, self.unknown, self.sources)
+        packed = to_device(np.array([value for part in parts for value in part], dtype=np.int64), layout.device)
+        token_ids, positions, lengths, logit_rows, unknown, sources = packed.split([len(part) for part in parts])
+        if self.unknown:
+            assert drawn is not None, "a token is on the device only, but the step that drew it is not at hand"
+            token_ids.index_copy_(0, unknown, drawn.index_select(0, sources))
+        return TokenBatch(token_ids, positions, lengths, layout, logit_rows, allotments)

@@ -12,10 +12,10 @@ from uuid import uuid4
 
 from headstart.checkpoints.generation import GenerationConfig
 from headstart.checkpoints.tokenizer import Tokenizer
-from headstart.engine.engine import EngineStats
 from headstart.engine.intake import Prompt
 from headstart.engine.outputs import CompletionOutput, RequestOutput
 from headstart.engine.params import SamplingParams
+from headstart.engine.stats import EngineStats
 from headstart.errors import HeadstartError, InvalidRequestError
 
 Item = RequestOutput | BaseException

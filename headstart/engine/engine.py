@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -15,59 +15,30 @@ from headstart.checkpoints.reader import Checkpoint, load_checkpoint, refuse_wit
 from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
-from headstart.engine.detokenizer import Detokenizer
-from headstart.engine.grammar import GrammarCompiler
-from headstart.engine.intake import Prompt, read_prompt
-from headstart.engine.outputs import RequestMetrics, RequestOutput
+from headstart.engine.intake import Prompt
+from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.planner import StepPlanner
-from headstart.engine.pooling import Pooler
+from headstart.engine.preparation import Preparation
 from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
+from headstart.engine.rows import HiddenRows
 from headstart.engine.runner import Runner
 from headstart.engine.sampler import Guess, Sampled, Sampler
 from headstart.engine.scheduler import ByPriority
-from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization, Verifier
+from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Retention, Verifier
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
+from headstart.engine.stats import EngineStats
 from headstart.engine.tiered import add_tiers
-from headstart.engine.watch import Watch, namespace_of
+from headstart.engine.watch import Watch
 from headstart.errors import InvalidRequestError, MethodError
 from headstart.models.decoder import Decoder
 from headstart.models.layers import Linear
 from headstart.ops.linear import widening_pays_from
 
-# Logits of prompt rows are made this many at a time: a vocabulary of 150 thousand takes 600 KB a row.
-_LOGIT_ROWS = 128
 # Keeps the draws of a request's several outputs apart; the odd constant of splitmix64.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
-
-
-@dataclass
-class EngineStats:
-    """Counters since the start, and where pages and requests are now; `drafts` are those of `Speculation.counts`,
-    `methods` what each method counts."""
-
-    num_running: int
-    num_waiting: int
-    pages_total: int
-    pages_free: int
-    pages_cached: int
-    prompt_tokens: int
-    generation_tokens: int
-    queried_tokens: int
-    cached_tokens: int
-    preemptions: int
-    steps: int
-    finished: dict[str, int] = field(default_factory=dict)
-    drafts: dict[str, int] = field(default_factory=dict)
-    methods: dict[str, dict[str, int]] = field(default_factory=dict)
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    step_seconds: float = 0.0
-    step_sizes: list[int] = field(default_factory=list)
-    tier_pages_out: int = 0
-    tier_pages_in: int = 0
 
 
 class Engine:
@@ -86,7 +57,12 @@ class Engine:
         self.stack = Stack(args.use)
         keys = [item.card.key for item in self.stack.methods]
         self.checkpoint = checkpoint or load_checkpoint(
-            args.model, args.dtype, args.device, skip_tokenizer_init=args.skip_tokenizer_init, methods=keys
+            args.model,
+            args.dtype,
+            args.device,
+            skip_tokenizer_init=args.skip_tokenizer_init,
+            methods=keys,
+            load_format=args.load_format,
         )
         refuse_without_method(self.checkpoint.config.raw, self.checkpoint.name, keys)
         if checkpoint is not None and self.stack.optional("linear", LinearOp) is not None:
@@ -104,8 +80,8 @@ class Engine:
         sized = layers if drafter is None else [*layers, *drafter.layers()]
         num_pages, self.max_model_len = args.cache_size(sized, self.checkpoint.config)
         if drafter is not None:
-            drafter.allocate(num_pages, args.page_size, self.max_model_len)
-        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.page_size, device)
+            drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
+        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)
         if args.kv_tier is not None:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
         inner = self.stack.scheduler
@@ -124,13 +100,12 @@ class Engine:
         self._bind_weights(decoder)
         if device.type == "cpu" and decoder.dtype in (torch.bfloat16, torch.float16):
             widening_pays_from(decoder.dtype)  # measured now, not within somebody's first request
-        self._tokenization = self.stack.get("tokenization", Tokenization)
         self._retention = self.stack.optional("retention", Retention)
         if self._retention is not None and any(spec.window for spec in decoder.attention_specs):
             raise MethodError("a method that drops keys cannot run on a model with sliding windows")
         self._logit_rule = self.stack.optional("logit_rule", LogitRule)
-        self._prompt_rule = self.stack.optional("prompt_rule", PromptRule)
-        self._grammars: GrammarCompiler | None = None
+        self.preparation = Preparation(args, self.stack, self.checkpoint, self.max_model_len)
+        self._rows = HiddenRows(self.runner, self.sampler)
         self._random = np.random.default_rng(args.seed)
         self._finished: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
@@ -147,9 +122,7 @@ class Engine:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """A text's token ids, as the engine reads prompts. Safe to call from any thread."""
-        if self.tokenizer is None:
-            raise InvalidRequestError("this model runs without a tokenizer: give token ids", "prompt")
-        return self._tokenization.encode(text, self.tokenizer, add_special_tokens)
+        return self.preparation.encode(text, add_special_tokens)
 
     def prepare(
         self,
@@ -164,31 +137,7 @@ class Engine:
         Raises:
             InvalidRequestError: an empty or too long prompt, unknown token ids, or parameters that do not fit.
         """
-        arrived = time.monotonic() if arrival_time is None else arrival_time
-        text, ids = read_prompt(prompt, self.tokenizer, self._tokenization, self.vocab_size)
-        if self._prompt_rule is not None:
-            ids = self._prompt_rule.rewrite(ids)
-        self._check(ids, params)
-        shares = self.stack.shares_keys
-        own_namespace = shares and not self.args.enable_prefix_caching and params.generated > 1
-        namespace = f"request:{request_id}" if own_namespace else None
-        if shares and self.args.enable_prefix_caching:
-            reuse_salt = self.checkpoint.decoder.reuse_salt(len(ids))
-            namespace = namespace_of(cache_salt, self.stack.identity(len(ids)), reuse_salt)
-        room = self.max_model_len - len(ids)
-        request = Request(
-            request_id=request_id,
-            prompt=text,
-            prompt_ids=ids,
-            params=params,
-            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-            namespace=namespace,
-            own_namespace=own_namespace,
-            metrics=RequestMetrics(arrival_time=arrived),
-            pooler=None if params.pooling is None else Pooler(params.pooling, self.checkpoint.path),
-        )
-        request.sequences = [self._sequence(request, index) for index in range(params.generated)]
-        return request
+        return self.preparation.request(request_id, prompt, params, cache_salt, arrival_time)
 
     def submit(self, request: Request) -> None:
         """Put a prepared request in the waiting line.
@@ -232,7 +181,7 @@ class Engine:
         hidden = self.runner.run(batch)
         if self._speculation is not None:
             allotments = self._speculation.add_late(allotments)
-        ready = self._collect(allotments, hidden)
+        ready = self._rows.collect(allotments, hidden)
         self._totals["steps"] += 1
         touched: dict[str, Request] = {}
         for allotment in allotments:
@@ -306,47 +255,6 @@ class Engine:
         if kept is not None and len(kept) < sequence.kv_length and sequence.lease.keep(kept):
             sequence.num_dropped = sequence.num_computed - len(kept)
 
-    def _check(self, ids: list[int], params: SamplingParams) -> None:
-        """Refuse what can never be served, with its numbers."""
-        if len(ids) >= self.max_model_len:
-            raise InvalidRequestError(
-                f"the prompt has {len(ids)} tokens, but this model serves at most {self.max_model_len} tokens of "
-                "prompt and output together; shorten the prompt",
-                "prompt",
-            )
-        if params.priority and self.args.scheduling_policy != "priority":
-            raise InvalidRequestError(
-                "priority is only for engines with --scheduling-policy priority; this one serves in order of arrival",
-                "priority",
-            )
-        for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-            beyond = [token for token in tokens or () if not 0 <= token < self.vocab_size]
-            if beyond:
-                raise InvalidRequestError(
-                    f"{name} names token {beyond[0]}, but the vocabulary ends at {self.vocab_size - 1}", name
-                )
-        if self.tokenizer is None and (params.stop or params.structured_outputs):
-            raise InvalidRequestError("stop strings and structured outputs need a tokenizer", "stop")
-
-    def _sequence(self, request: Request, index: int) -> Sequence:
-        params, ids = request.params, request.prompt_ids
-        sequence = Sequence(request, index, list(ids), len(ids), seed=0)
-        if self.tokenizer is not None and (params.detokenize or params.stop):
-            sequence.detokenizer = Detokenizer(
-                self.tokenizer,
-                ids,
-                list(params.stop or ()),
-                params.include_stop_str_in_output,
-                params.min_tokens,
-                params.skip_special_tokens,
-            )
-        if params.structured_outputs is not None:
-            assert self.tokenizer is not None
-            if self._grammars is None:
-                self._grammars = GrammarCompiler(self.tokenizer.inner, self.eos_ids, self.vocab_size)
-            sequence.matcher = self._grammars.compile(params.structured_outputs)
-        return sequence
-
     def _note_start(self, allotments: list[Allotment]) -> None:
         """First-scheduled times, and what the prefix cache gave."""
         now = time.monotonic()
@@ -358,49 +266,6 @@ class Engine:
                 self._totals["queried"] += sequence.num_prompt
                 self._totals["cached"] += request.num_cached
                 self._totals["prompt"] += sequence.num_prompt
-
-    def _collect(self, allotments: list[Allotment], hidden: Tensor) -> tuple[list[Allotment], Tensor] | None:
-        """What makes the next token of its sequence due, and its rows of `hidden`, the guessed ones included; notes
-        prompt log-probabilities."""
-        due: list[Allotment] = []
-        rows: list[int] = []
-        at = 0
-        for allotment in allotments:
-            sequence = allotment.sequence
-            if sequence.request.pooler is not None:
-                width = allotment.num_tokens if sequence.wants_prompt_rows else int(allotment.completes)
-                sequence.request.pooler.add(hidden[at : at + width], sequence.num_computed)
-                at += width
-                continue
-            if sequence.wants_prompt_logprobs and sequence.num_computed < sequence.num_prompt:
-                self._note_prompt(allotment, hidden[at : at + allotment.num_tokens])
-                at += allotment.num_tokens
-            elif allotment.completes:
-                at += 1 + len(allotment.guesses)
-            if allotment.completes:
-                due.append(allotment)
-                rows += range(at - 1 - len(allotment.guesses), at)
-        if not due:
-            return None
-        if len(rows) == hidden.shape[0]:
-            return due, hidden
-        return due, hidden[torch.tensor(rows, device=hidden.device)]
-
-    def _note_prompt(self, allotment: Allotment, hidden: Tensor) -> None:
-        """Log-probabilities of the prompt tokens that these rows predict."""
-        sequence = allotment.sequence
-        request, count = sequence.request, sequence.params.prompt_logprobs
-        assert count is not None
-        if request.prompt_logprobs is None or sequence.num_computed == 0:
-            request.prompt_logprobs = [None]
-        first = sequence.num_computed + 1
-        for top in range(0, hidden.shape[0], _LOGIT_ROWS):
-            tokens = sequence.tokens[first + top : min(first + top + _LOGIT_ROWS, sequence.num_prompt)]
-            tokens = tokens[: hidden.shape[0] - top]
-            if tokens:
-                logits = self.runner.logits(hidden[top : top + len(tokens)])
-                logprobs = torch.log_softmax(logits, -1)
-                request.prompt_logprobs += self.sampler.entries(logprobs, tokens, count)
 
     def _draws(self, due: list[Allotment], hidden: Tensor) -> Iterator[tuple[Sequence, Sampled]]:
         """Each sequence's next token, and as long as a guess stands the one after it. The caller appends what it gets

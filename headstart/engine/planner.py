@@ -51,7 +51,7 @@ class StepPlanner:
     @property
     def decoding(self) -> list[Sequence]:
         """Running sequences whose next step is one token."""
-        return [s for s in self.running if s.decoding]
+        return [s for s in self.running if s.decoding and not s.spent]
 
     @property
     def prefilling(self) -> list[Sequence]:
@@ -132,7 +132,8 @@ class StepPlanner:
         if sequence.lease is not None:
             sequence.lease.release()
             sequence.lease = None
-        sequence.num_computed = sequence.num_dropped = 0
+        # A token that is on the device only is drawn again, and comes out the same.
+        sequence.num_computed = sequence.num_dropped = sequence.num_ahead = 0
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Reserve pages for so many more keys, preempting what was admitted last; False if that is the sequence."""

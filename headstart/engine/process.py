@@ -18,8 +18,8 @@ import torch
 from headstart.checkpoints.generation import GenerationConfig
 from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.engine.client import EngineClient, EngineDeadError, Item, Submission, deliver
-from headstart.engine.engine import EngineStats
 from headstart.engine.outputs import RequestOutput
+from headstart.engine.stats import EngineStats
 from headstart.engine.worker import EngineCard, fill, work
 from headstart.errors import HeadstartError
 

@@ -4,9 +4,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from headstart.engine.batch import Allotment, TokenBatch
+from headstart.engine.graphs import DecodeGraphs
 from headstart.engine.seams import Attention, KVStore, LastAttend, Prefill, Selector
 from headstart.engine.stack import Stack
 from headstart.models.decoder import AttentionSpec, Decoder
@@ -26,11 +29,11 @@ class _Group:
 class StepAttention:
     """The `Attend` of one step: writes the new keys, then lets each group of sequences attend its own way."""
 
-    def __init__(self, batch: TokenBatch, store: KVStore, stack: Stack) -> None:
+    def __init__(self, batch: TokenBatch, store: KVStore, stack: Stack, groups: list[_Group] | None = None) -> None:
         self.store = store
         self.layout = batch.layout
         self._batch, self._stack = batch, stack
-        self._groups = _groups(batch.allotments, batch.layout, stack)
+        self._groups = _groups(batch.allotments, batch.layout, stack) if groups is None else groups
 
     def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`q [T, H, D]`, `k, v [T, Hkv, D]` → `[T, H, D]`."""
@@ -134,6 +137,10 @@ def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack) -> l
     return [_Group(*ways[key], *layout.subset(sequences)) for key, sequences in members.items()]
 
 
+# What must answer as the ordinary engine does, for a decode step to be the same work every time.
+_DECODE_SLOTS = ("attention.decode", "selector.decode", "prefill")
+
+
 class Runner:
     """A decoder with its KV cache and the methods in force."""
 
@@ -143,10 +150,29 @@ class Runner:
         self.stack = stack
         self.device = device
         self._prefill = stack.get("prefill", Prefill)
+        self._graphs: DecodeGraphs | None = None
+
+    def capture(self, max_num_seqs: int, max_model_len: int) -> None:
+        """Capture the decode steps as CUDA graphs; nothing where a method in force takes part in them."""
+        if self.device.type != "cuda" or any(self.stack.filled(slot) for slot in _DECODE_SLOTS):
+            return
+        attention, selector = self.stack.get("attention.decode", Attention), self.stack.get("selector.decode", Selector)
+
+        def forward(batch: TokenBatch) -> Tensor:
+            groups = [_Group(attention, selector, batch.layout, None)]
+            return self._prefill.forward(self.decoder, batch, StepAttention(batch, self.store, self.stack, groups))
+
+        max_pages = -(-max_model_len // self.store.page_size)
+        graphs = DecodeGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device)
+        console = Console(stderr=True)
+        graphs.capture(lambda sizes: track(sizes, "Capturing decode steps", console=console, transient=True))
+        self._graphs = graphs
 
     @torch.inference_mode()
     def run(self, batch: TokenBatch) -> Tensor:
-        """Compute a step → hidden states `[N, hidden]` of the rows whose logits are wanted."""
+        """Compute a step → hidden states `[N, hidden]` of the rows whose logits are wanted, good until the next."""
+        if self._graphs is not None and self._graphs.fits(batch):
+            return self._graphs.run(batch)
         attend = StepAttention(batch, self.store, self.stack)
         return self._prefill.forward(self.decoder, batch, attend)
 

@@ -18,6 +18,7 @@ from headstart.engine.params import SamplingParams
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft, RejectionSampling, Verifier
 from headstart.ops.sampling import invert
+from headstart.ops.staging import to_device
 
 # Nucleus sampling looks at this many candidates first and sorts the whole vocabulary only where they fall short.
 _CANDIDATES = 1024
@@ -82,22 +83,31 @@ class Sampler:
         noted = [row for row, want in enumerate(wants) if want is not None]
         raw = dict(zip(noted, torch.log_softmax(logits[noted], -1).split(1), strict=True)) if noted else {}
         logits = self._restrict(logits, sequences)
-        drawn = logits.argmax(-1)
-        random = [i for i, s in enumerate(sequences) if not s.params.greedy]
-        rows = [i for i in random if guesses is None or guesses[i] is None]
-        guessed = [(i, guess) for i in random if guesses is not None and (guess := guesses[i]) is not None]
+        drawn = self.draw(logits, sequences)
+        guessed = [
+            (i, guess)
+            for i, s in enumerate(sequences)
+            if not s.params.greedy and guesses is not None and (guess := guesses[i]) is not None
+        ]
         if guessed:
             chosen = torch.tensor([i for i, _ in guessed], device=logits.device)
             drawn[chosen] = self._verify(logits[chosen], [(sequences[i], guess) for i, guess in guessed])
-        if rows:
-            every = len(rows) == len(sequences)
-            chosen = logits if every else logits[torch.tensor(rows, device=logits.device)]
-            drawn[torch.tensor(rows, device=logits.device)] = _draw(chosen, [sequences[i] for i in rows])
         tokens: list[int] = drawn.tolist()
         return [
             Sampled(token, None if want is None else self.entries(raw[row], [token], want)[0])
             for row, (token, want) in enumerate(zip(tokens, wants, strict=True))
         ]
+
+    def draw(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+        """`logits [N, V]` float32 → int64 `[N]`, drawn from them as they are; the host does not wait for it."""
+        random = [i for i, s in enumerate(sequences) if not s.params.greedy]
+        if len(random) == len(sequences):
+            return _draw(logits, sequences)
+        drawn = logits.argmax(-1)
+        if random:
+            rows = to_device(np.array(random), logits.device)
+            drawn[rows] = _draw(logits[rows], [sequences[i] for i in random])
+        return drawn
 
     def _verify(self, logits: Tensor, guessed: list[tuple[Sequence, "Guess"]]) -> Tensor:
         """`logits [N, V]`, restricted → `[N]`, what stands of one position."""
@@ -140,7 +150,7 @@ class Sampler:
         """Penalties, biases and forbidden tokens, each only for the rows that ask for it."""
         for row, sequence in enumerate(sequences):
             params = sequence.params
-            if _has_penalties(sequence):
+            if params.has_penalties:
                 self._penalize(logits[row], sequence)
             if params.logit_bias:
                 ids = torch.tensor(list(params.logit_bias), device=logits.device)
@@ -194,11 +204,6 @@ class _SeenTokens:
         self._upto = len(sequence.tokens)
 
 
-def _has_penalties(sequence: Sequence) -> bool:
-    params = sequence.params
-    return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
-
-
 # What a random number is for: `uniform` gives different ones for one position.
 _DRAWN, _ACCEPTED, _REPLACED, DRAFTED = range(4)
 
@@ -231,7 +236,7 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
 
     params = [s.params for s in sequences]
     probabilities = _tempered(logits, params)
-    points = _column([uniform(s.seed, s.num_output) for s in sequences], logits, torch.float64)
+    points = _column([uniform(s.seed, s.next_position) for s in sequences], logits, torch.float64)
     size = logits.shape[1]
     filtered = [i for i, p in enumerate(params) if p.top_p < 1 or 0 < p.top_k < size]
     if not filtered:

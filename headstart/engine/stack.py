@@ -108,6 +108,10 @@ class Stack:
         assert isinstance(found, kind)
         return found
 
+    def filled(self, slot: str) -> bool:
+        """Whether a method fills a slot."""
+        return slot in self._filled
+
     def optional(self, slot: str, kind: type[S]) -> S | None:
         """What fills a slot that may stay empty."""
         return self.get(slot, kind) if slot in self._filled else None

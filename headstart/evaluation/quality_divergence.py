@@ -110,7 +110,7 @@ def exact_twin(engine: Engine, length: int | None = None) -> Engine:
         max_num_seqs=1,
         max_model_len=length,
         # The other engine's cache may have taken most of the memory.
-        num_pages=-(-length // engine.args.page_size) + 1,
+        num_pages=-(-length // engine.args.tokens_per_page) + 1,
     )
     if engine.stack.optional("linear", LinearOp) is None:
         return Engine(args, engine.checkpoint)

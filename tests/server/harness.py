@@ -12,7 +12,7 @@ import uvicorn
 from openai import OpenAI
 
 from headstart import AsyncEngine
-from headstart.engine.engine import EngineStats
+from headstart.engine.stats import EngineStats
 from headstart.server.app import create_app
 from headstart.server.run import DrainingServer, bind
 from headstart.server.service import Service

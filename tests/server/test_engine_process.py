@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from headstart import LLM, SamplingParams
-from headstart.engine.grammar import GrammarCompiler
+from headstart.engine.grammar import COMPILE_SECONDS, GrammarCompiler
 from headstart.engine.process import ProcessEngine
 from tests.server.harness import Running, running
 
@@ -107,9 +107,9 @@ def test_streams_are_told_when_the_engine_is_killed_and_it_comes_back(
 class Impatient:
     """Becomes, on its way to the engine's process, a compiler of grammars that waits for a hundredth of a second."""
 
-    def __init__(self, llm: LLM) -> None:
+    def __init__(self, llm: LLM, seconds: float = 0.01) -> None:
         engine = llm.engine
-        self._made = (llm.tokenizer.inner, engine.eos_ids, engine.vocab_size, 0.01)
+        self._made = (llm.tokenizer.inner, engine.eos_ids, engine.vocab_size, seconds)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GrammarCompiler, self._made
@@ -117,7 +117,7 @@ class Impatient:
 
 def test_a_grammar_that_takes_too_long_is_refused_and_holds_nobody_up(server: Running, llm: LLM) -> None:
     """The limit is per grammar; while it compiles, others are answered."""
-    asyncio.run(server.engine.call("__setattr__", "_grammars", Impatient(llm)))
+    asyncio.run(server.engine.call("preparation.__setattr__", "grammars", Impatient(llm)))
     schema = {"type": "object", "properties": {f"p{i}": {"pattern": f"[a-z{i}]{{1,200}}"} for i in range(3000)}}
     body = {"prompt": "x", "max_tokens": 1, "structured_outputs": {"json": schema}}
     answers: list[httpx.Response] = []
@@ -125,6 +125,6 @@ def test_a_grammar_that_takes_too_long_is_refused_and_holds_nobody_up(server: Ru
     thread.start()
     assert server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 2}).status_code == 200
     thread.join(60)
-    asyncio.run(server.engine.call("__setattr__", "_grammars", None))
+    asyncio.run(server.engine.call("preparation.__setattr__", "grammars", Impatient(llm, COMPILE_SECONDS)))
     assert answers[0].status_code == 400
     assert "takes more than 0.01 seconds to compile" in answers[0].json()["error"]["message"]

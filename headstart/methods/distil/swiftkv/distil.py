@@ -56,7 +56,9 @@ class SwiftKVDistil(Transform, Objective):
 
     def apply_(self, model: nn.Module) -> None:
         if not isinstance(model, Decoder):
-            raise MethodError(f"swiftkv-distil knows the layers of this program's Decoder, not of {type(model).__name__}")
+            raise MethodError(
+                f"swiftkv-distil knows the layers of this program's Decoder, not of {type(model).__name__}"
+            )
         self._form.check(model.config)
         if self.depth == model.config.num_layers:
             raise MethodError(f"swiftkv-distil: with depth={self.depth} of {self.depth} there is nothing to train")

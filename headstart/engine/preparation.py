@@ -1,0 +1,131 @@
+"""From what was asked to a request that the engine can run: read, checked, its grammars compiled."""
+
+import time
+
+from headstart.checkpoints.reader import Checkpoint
+from headstart.engine.args import EngineArgs
+from headstart.engine.detokenizer import Detokenizer
+from headstart.engine.grammar import GrammarCompiler
+from headstart.engine.intake import Prompt, read_prompt
+from headstart.engine.outputs import RequestMetrics
+from headstart.engine.params import SamplingParams
+from headstart.engine.pooling import Pooler
+from headstart.engine.request import Request, Sequence
+from headstart.engine.seams import PromptRule, Tokenization
+from headstart.engine.stack import Stack
+from headstart.engine.watch import namespace_of
+from headstart.errors import InvalidRequestError
+
+
+class Preparation:
+    """Makes requests of prompts and parameters. Touches no state of the engine's: safe to call from any thread.
+
+    Args:
+        args: the engine's settings.
+        stack: the methods in force.
+        checkpoint: the model that is served.
+        max_model_len: most tokens of prompt and output together.
+
+    Attributes:
+        grammars: compiles structured outputs; None without a tokenizer.
+    """
+
+    def __init__(self, args: EngineArgs, stack: Stack, checkpoint: Checkpoint, max_model_len: int) -> None:
+        self._args, self._stack, self._checkpoint = args, stack, checkpoint
+        self._max_model_len = max_model_len
+        self._tokenizer = checkpoint.tokenizer
+        self._vocab_size = checkpoint.config.vocab_size
+        self._tokenization = stack.get("tokenization", Tokenization)
+        self._prompt_rule = stack.optional("prompt_rule", PromptRule)
+        self.grammars: GrammarCompiler | None = None
+        if self._tokenizer is not None:
+            eos_ids = checkpoint.generation_config.eos_token_ids
+            self.grammars = GrammarCompiler(self._tokenizer.inner, eos_ids, self._vocab_size)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """A text's token ids, as the engine reads prompts.
+
+        Raises:
+            InvalidRequestError: there is no tokenizer.
+        """
+        if self._tokenizer is None:
+            raise InvalidRequestError("this model runs without a tokenizer: give token ids", "prompt")
+        return self._tokenization.encode(text, self._tokenizer, add_special_tokens)
+
+    def request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        cache_salt: str | None = None,
+        arrival_time: float | None = None,
+    ) -> Request:
+        """Turn a prompt into a request, as `Engine.prepare` says."""
+        arrived = time.monotonic() if arrival_time is None else arrival_time
+        text, ids = read_prompt(prompt, self._tokenizer, self._tokenization, self._vocab_size)
+        if self._prompt_rule is not None:
+            ids = self._prompt_rule.rewrite(ids)
+        self._check(ids, params)
+        namespace = self._namespace(request_id, len(ids), params, cache_salt)
+        room = self._max_model_len - len(ids)
+        request = Request(
+            request_id=request_id,
+            prompt=text,
+            prompt_ids=ids,
+            params=params,
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            namespace=namespace,
+            own_namespace=namespace is not None and not self._args.enable_prefix_caching,
+            metrics=RequestMetrics(arrival_time=arrived),
+            pooler=None if params.pooling is None else Pooler(params.pooling, self._checkpoint.path),
+        )
+        request.sequences = [self._sequence(request, index) for index in range(params.generated)]
+        return request
+
+    def _namespace(self, request_id: str, length: int, params: SamplingParams, cache_salt: str | None) -> str | None:
+        """Under which name the prompt's keys are shared; without a prefix cache, among its own outputs alone."""
+        if not self._stack.shares_keys:
+            return None
+        if self._args.enable_prefix_caching:
+            reuse_salt = self._checkpoint.decoder.reuse_salt(length)
+            return namespace_of(cache_salt, self._stack.identity(length), reuse_salt)
+        return f"request:{request_id}" if params.generated > 1 else None
+
+    def _check(self, ids: list[int], params: SamplingParams) -> None:
+        """Refuse what can never be served, with its numbers."""
+        if len(ids) >= self._max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(ids)} tokens, but this model serves at most {self._max_model_len} tokens of "
+                "prompt and output together; shorten the prompt",
+                "prompt",
+            )
+        if params.priority and self._args.scheduling_policy != "priority":
+            raise InvalidRequestError(
+                "priority is only for engines with --scheduling-policy priority; this one serves in order of arrival",
+                "priority",
+            )
+        for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            beyond = [token for token in tokens or () if not 0 <= token < self._vocab_size]
+            if beyond:
+                raise InvalidRequestError(
+                    f"{name} names token {beyond[0]}, but the vocabulary ends at {self._vocab_size - 1}", name
+                )
+        if self._tokenizer is None and (params.stop or params.structured_outputs):
+            raise InvalidRequestError("stop strings and structured outputs need a tokenizer", "stop")
+
+    def _sequence(self, request: Request, index: int) -> Sequence:
+        params, ids = request.params, request.prompt_ids
+        sequence = Sequence(request, index, list(ids), len(ids), seed=0)
+        if self._tokenizer is not None and (params.detokenize or params.stop):
+            sequence.detokenizer = Detokenizer(
+                self._tokenizer,
+                ids,
+                list(params.stop or ()),
+                params.include_stop_str_in_output,
+                params.min_tokens,
+                params.skip_special_tokens,
+            )
+        if params.structured_outputs is not None:
+            assert self.grammars is not None
+            sequence.matcher = self.grammars.compile(params.structured_outputs)
+        return sequence

@@ -1,0 +1,25 @@
+"""What every seam of the engine shares."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from headstart.checkpoints.reader import Checkpoint
+
+
+class Seam:
+    """What all seams share: `slots` names the places in the engine that an implementation fills."""
+
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    def start(self, checkpoint: "Checkpoint") -> None:
+        """Asked once, before anything else: refuse a model that it cannot serve (MethodError), or prepare for it."""
+        return
+
+    def identity(self) -> str:
+        """What decides beside its options, once it is started, what it computes: the content of a trained file, say.
+        It is part of the identity of the keys that a lossy method writes."""
+        return ""
+
+    def counters(self) -> dict[str, int]:
+        """What it has counted since the start, by name; `EngineStats` shows it."""
+        return {}

@@ -1,0 +1,214 @@
+"""Where the query rows and the cached keys of one step lie, and which of the keys are looked at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Sequences with at most this many query rows share a rectangle; longer chunks fill one alone.
+SHARED_ROWS = 16
+# A rectangle may hold sequences up to this much longer than its shortest, so that padding stays bounded.
+_LENGTH_RATIO = 1.25
+_LENGTH_SLACK = 64
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which pages the queries of one layer look at: the answer of a `Selector`.
+
+    Args:
+        pages: bool `[S, B, Hkv, P]`: for sequence s and its b-th block of query rows, the pages (in the order of
+            the page table) that each KV head reads. Causality holds on top of it.
+        query_block: query rows per block.
+    """
+
+    pages: Tensor
+    query_block: int
+
+
+class PagedIndex(NamedTuple):
+    """A layout as kernels read it.
+
+    Attributes:
+        query_starts: int32 `[S + 1]`, the first row of each sequence, and the end.
+        kv_lengths: int32 `[S]`; 0 says that the sequence's rows see nothing: out 0, lse -inf.
+        page_table: int32 `[S, P]`, each sequence's pages in order; what lies behind the last is never read.
+        max_query: no sequence has more query rows.
+        max_kv: no sequence has more keys.
+    """
+
+    query_starts: Tensor
+    kv_lengths: Tensor
+    page_table: Tensor
+    max_query: int
+    max_kv: int
+
+
+@dataclass
+class Rectangle:
+    """Sequences whose rows are computed in one call: `rows [B, Q]`, `pages [B, P]`, both padded by repetition."""
+
+    sequences: list[int]
+    rows: Tensor
+    pages: Tensor
+    query_lengths: list[int]
+    kv_lengths: list[int]
+    first_pages: list[int | None]  # where the sequence's pages follow each other: the first; None otherwise
+    masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def keys(self, pages: Tensor, i: int) -> Tensor:
+        """`[N, Hkv, D]`, the i-th sequence's part of `pages [P, page_size, Hkv, D]`: a view when its pages follow each
+        other, a copy otherwise."""
+        length = self.kv_lengths[i]
+        count, first = -(-length // pages.shape[1]), self.first_pages[i]
+        if first is not None:
+            start = first * pages.shape[1]
+            return pages.view(-1, *pages.shape[2:])[start : start + length]
+        return pages.index_select(0, self.pages[i, :count]).flatten(0, 1)[:length]
+
+
+class RaggedLayout:
+    """Where the query rows and the cached keys of one step lie, built once and read by every layer.
+
+    Args:
+        query_lengths: new rows of each of the S sequences, in batch order (each at least 1).
+        kv_lengths: keys each sequence has once this step's rows are written (at least its query length).
+        page_tables: per sequence the pages that hold its keys, in order.
+        page_size: tokens per page.
+        device: where the indices are wanted.
+
+    Attributes:
+        num_rows: query rows of the whole step, T.
+    """
+
+    def __init__(
+        self,
+        query_lengths: Sequence[int],
+        kv_lengths: Sequence[int],
+        page_tables: Sequence[Sequence[int]],
+        page_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.query_lengths = list(query_lengths)
+        self.kv_lengths = list(kv_lengths)
+        self.page_tables = page_tables
+        self.page_size = page_size
+        self.device = torch.device(device)
+        self.query_starts = [0]
+        for length in self.query_lengths:
+            self.query_starts.append(self.query_starts[-1] + length)
+        self.num_rows = self.query_starts[-1]
+
+    @classmethod
+    def of_index(cls, index: PagedIndex, slots: Tensor, page_size: int) -> Self:
+        """A layout that exists on a device only, such as the static buffers of a captured step.
+
+        Args:
+            index: what the kernels read; its tensors may be filled anew between replays.
+            slots: int64 `[T]`, where each row's key is written; on a GPU a negative one writes nothing.
+            page_size: tokens per page.
+
+        What needs the lengths on the host, such as a `Selector` or the dense path, finds no `query_lengths`,
+        `kv_lengths`, `page_tables` or `query_starts` here and fails with an AttributeError.
+        """
+        layout = cls.__new__(cls)
+        layout.page_size, layout.device = page_size, slots.device
+        layout.num_rows = slots.shape[0]
+        # Values in the instance's dictionary stand in front of the cached properties of the same names.
+        layout.__dict__.update(index=index, slots=slots)
+        return layout
+
+    def subset(self, sequences: Sequence[int]) -> "tuple[RaggedLayout, Tensor]":
+        """The layout of some of the sequences, and int64 `[T']`: their rows in this one."""
+        rows = [r for s in sequences for r in range(self.query_starts[s], self.query_starts[s + 1])]
+        part = RaggedLayout(
+            [self.query_lengths[s] for s in sequences],
+            [self.kv_lengths[s] for s in sequences],
+            [self.page_tables[s] for s in sequences],
+            self.page_size,
+            self.device,
+        )
+        return part, torch.tensor(rows, dtype=torch.int64, device=self.device)
+
+    @cached_property
+    def _table(self) -> NDArray[np.int32]:
+        """`[S, P]` on the host: each sequence's pages, with zeros behind them."""
+        counts = -(-np.array(self.kv_lengths, dtype=np.int32) // self.page_size)
+        table = np.zeros((len(counts), max(int(counts.max(initial=0)), 1)), dtype=np.int32)
+        pages = chain.from_iterable(pages[:count] for pages, count in zip(self.page_tables, counts, strict=True))
+        table[np.arange(table.shape[1]) < counts[:, None]] = np.fromiter(pages, dtype=np.int32, count=int(counts.sum()))
+        return table
+
+    @cached_property
+    def index(self) -> PagedIndex:
+        """The layout in the device's memory, brought there in one copy that the host does not wait for."""
+        parts = [
+            np.array(self.query_starts, dtype=np.int32),
+            np.array(self.kv_lengths, dtype=np.int32),
+            self._table.reshape(-1),
+        ]
+        there = self._upload(np.concatenate(parts))
+        starts, kv_lengths, table = there.split([part.size for part in parts])
+        most = max(self.query_lengths, default=0), max(self.kv_lengths, default=0)
+        return PagedIndex(starts, kv_lengths, table.view(self._table.shape), *most)
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """int64 `[T]`: the cache slot (page x page size + offset) into which each row's key is written."""
+        queries, keys = np.array(self.query_lengths), np.array(self.kv_lengths)
+        sequence = np.repeat(np.arange(len(queries)), queries)
+        place = np.arange(self.num_rows) + (keys - np.array(self.query_starts[1:]))[sequence]
+        pages = self._table[sequence, place // self.page_size].astype(np.int64)
+        return self._upload(pages * self.page_size + place % self.page_size)
+
+    def _upload(self, values: NDArray[Any]) -> Tensor:
+        """The values on the device, by way of pinned memory where that is a GPU, so that nobody waits."""
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    @cached_property
+    def rectangles(self) -> list[Rectangle]:
+        """The step's sequences in groups of like shape: short ones together, each long chunk alone."""
+        groups: list[list[int]] = []
+        order = sorted(range(len(self.query_lengths)), key=lambda s: (self._width(s), self.kv_lengths[s]))
+        for s in order:
+            first = groups[-1][0] if groups else None
+            if (
+                first is not None
+                and self._width(s) == self._width(first) <= SHARED_ROWS
+                and self.kv_lengths[s] <= self.kv_lengths[first] * _LENGTH_RATIO + _LENGTH_SLACK
+            ):
+                groups[-1].append(s)
+            else:
+                groups.append([s])
+        return [self._rectangle(group) for group in groups]
+
+    def _width(self, s: int) -> int:
+        """Rows of sequence s rounded up to a power of two, so that drafts of like length share a rectangle."""
+        return 1 << (self.query_lengths[s] - 1).bit_length()
+
+    def _rectangle(self, group: list[int]) -> Rectangle:
+        width = max(self.query_lengths[s] for s in group)
+        depth = -(-max(self.kv_lengths[s] for s in group) // self.page_size)
+        rows, pages, first_pages = [], [], []
+        for s in group:
+            start, length = self.query_starts[s], self.query_lengths[s]
+            rows.append(list(range(start, start + length)) + [start + length - 1] * (width - length))
+            table = list(self.page_tables[s][: -(-self.kv_lengths[s] // self.page_size)])
+            pages.append(table + [table[-1]] * (depth - len(table)))
+            contiguous = table == list(range(table[0], table[0] + len(table)))
+            first_pages.append(table[0] if contiguous else None)
+        return Rectangle(
+            sequences=group,
+            rows=torch.tensor(rows, dtype=torch.int64, device=self.device),
+            pages=torch.tensor(pages, dtype=torch.int64, device=self.device),
+            query_lengths=[self.query_lengths[s] for s in group],
+            kv_lengths=[self.kv_lengths[s] for s in group],
+            first_pages=first_pages,
+        )
