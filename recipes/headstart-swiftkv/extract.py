@@ -1,4 +1,4 @@
-"""Takes the distilled projections out of a checkpoint: `python extract.py MODEL OUT` writes what `weights=OUT` reads."""
+"""Takes the distilled projections out of a checkpoint: `python extract.py MODEL OUT` writes what `swiftkv` reads."""
 
 import shutil
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from headstart.checkpoints.files import read_json
 from headstart.checkpoints.names import pieces
 from headstart.checkpoints.reader import shard_paths
 from headstart.methods.distil.swiftkv.form import Form, projection_parameters
 from headstart.models.config import ModelConfig
-from headstart.checkpoints.files import read_json
 
 
 def main(model: Path, out: Path) -> None:

@@ -30,18 +30,19 @@ if TYPE_CHECKING:
     conflicts="Another objective.",
 )
 class SwiftKVDistil(Transform, Objective):
-    """Makes the checkpoint that `swiftkv` serves. The later layers get new query, key and value projections, which begin
-    as copies of the old ones and alone are trained. They learn to give the next-token distributions that the unchanged
-    network gives, and its stream at the last layer. The export says in its config what it is, and is refused by whoever
-    would serve it as a plain model.
+    """Makes the checkpoint that `swiftkv` serves. The later layers get new query, key and value projections, which
+    begin as copies of the old ones and alone are trained. They learn to give the next-token distributions that the
+    unchanged network gives, and its stream at the last layer. The export says in its config what it is, and is refused
+    by whoever would serve it as a plain model.
 
     Args:
         depth: how many layers stay ordinary; half of them skips half of prefill (paper: 16 of 32 and 40 of 80).
         group: so many neighbours of the later layers share one cache of keys and values (AcrossKV); 1 is none. A
             shared projection begins as the mean of its members'.
         temperature: of both distributions (official code: 2).
-        stream: weight of the mean squared error of the normalised stream that enters the last layer. The official code
-            takes the stream as it is, with a weight of 1; normalised, it is of the same size in every model.
+        stream: weight of the mean squared error of the normalised stream that enters the last layer, over the trained
+            tokens. The official code takes the stream as it is, of all tokens, with a weight of 1; normalised, it is
+            of the same size in every model.
     """
 
     slots = ("transform", "objective")
@@ -98,7 +99,7 @@ class SwiftKVDistil(Transform, Objective):
         divergence = linear_kl_divergence(
             hidden, head, wanted, head, counts, temperature=self.temperature, softcaps=(cap, cap)
         )
-        error = (stream.last.float() - target.float()).square().mean(-1).sum()
+        error = ((stream.last.float() - target.float()).square().mean(-1) * counts).sum()
         stream.entering = stream.kept = stream.last = None
         total = self.temperature**2 * divergence + self.stream * error
         return Loss(total, counts.sum(), {"divergence": divergence.detach(), "stream_error": error.detach()})

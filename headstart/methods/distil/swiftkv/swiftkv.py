@@ -1,10 +1,11 @@
-"""SwiftKV (arXiv 2410.03960): prompt tokens leave the network early; later layers take their keys from where they leave."""
+"""SwiftKV (arXiv 2410.03960): prompt tokens leave the network early, and later layers take their keys from there."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from headstart.engine.seams import KVLayout, LastAttend, LayerKV, Prefill, StepA
 from headstart.errors import MethodError
 from headstart.methods.distil.swiftkv.form import KEY, Form, Projection, projection_parameters, untrained
 from headstart.methods.registry import Claim, Paper, method
+from headstart.models.config import LayerKind
 from headstart.models.decoder import AttentionSpec, Decoder
 from headstart.models.layers import Linear
 from headstart.ops.rotary import RotaryRows
@@ -39,8 +41,8 @@ UNTRAINED = "untrained"
     distilled models lose more, and scores that need the logits of every prompt token cannot use the skip.""",
     claim=Claim(
         "prefill compute down 50%, KV memory down 62.5%, up to 2 times the throughput",
-        setting="""Llama-3.1-8B and 70B with little loss of quality; 16K tokens/s for the 70B model in 16 bits on 4 H100;
-        lengths of that run not known here""",
+        setting="""Llama-3.1-8B and 70B with little loss of quality; 16K tokens/s for the 70B model in 16 bits
+        on 4 H100; lengths of that run not known here""",
         source="abstract",
     ),
     composes="Chunked prefill, prefix caching, speculative decoding, any scheduler, methods of attention.",
@@ -111,7 +113,7 @@ class SwiftKV(Prefill, KVLayout):
             x = layer(x, rows[kind], attend)
         self._count(range(depth), len(x))
         if self._keys_values is not None:
-            self._leave(decoder, decoder.layers[depth].attention_norm(x), rows, attend)
+            self._leave(decoder, x, rows, attend)
         # Those whose logits are wanted go on: of each sequence the last rows, or none.
         x = x.index_select(0, batch.logit_rows)
         if len(x) and depth < len(kinds):
@@ -122,18 +124,20 @@ class SwiftKV(Prefill, KVLayout):
             self._count(range(depth, len(kinds)), len(x))
         return decoder.norm(x)
 
-    def _leave(self, decoder: Decoder, stream: Tensor, rows: dict, attend: StepAttend) -> None:
-        """Keep the later layers' keys and values of all rows, from their normalised stream `[T, hidden]`."""
+    def _leave(self, decoder: Decoder, x: Tensor, rows: dict[LayerKind, RotaryRows], attend: StepAttend) -> None:
+        """Keep the later layers' keys and values of all rows `[T, hidden]`, which have come to the first of them."""
         assert self._keys_values is not None
-        parts = self._keys_values(stream).chunk(len(self._members), -1)
+        first: Any = decoder.layers[self._form.depth]
+        parts = self._keys_values(first.attention_norm(x)).chunk(len(self._members), -1)
         for leader, part in zip(self._members, parts, strict=True):
-            attention = decoder.layers[leader].attention
+            layer: Any = decoder.layers[leader]
+            attention = layer.attention
             k, v = attention.keys_values(part, rows[decoder.config.layer_kinds[leader]])
             attend.keep(attention.spec, k, v)
 
     def _later(self, decoder: Decoder, index: int, x: Tensor, rows: RotaryRows, last: LastAttend) -> Tensor:
         """A later layer `[R, hidden]` → `[R, hidden]`, whose keys are kept already."""
-        layer = decoder.layers[index]
+        layer: Any = decoder.layers[index]
         attention = layer.attention
         q = attention.queries(self._queries[index](layer.attention_norm(x)), rows)
         out = attention.output(last(attention.spec, q).reshape(len(x), -1))
