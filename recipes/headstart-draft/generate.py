@@ -20,7 +20,7 @@ from headstart.training.documents import Document
 # Where beginnings come from, by weight, and how many tokens they have at most.
 SOURCES = {"books": 3, "textbooks": 2, "python": 2, "chat": 3, "retrieval-2k": 3, "retrieval-8k": 1}
 LONGEST = {"retrieval-8k": 4096, "chat": 4096}
-ANSWER, AT_ONCE = 256, 1024
+ANSWER, AT_ONCE = 256, 512
 
 
 def beginnings(shards: Path, seed: int) -> Iterator[list[int]]:
@@ -50,10 +50,10 @@ def main(shards: Path, out: Path, seconds: float = 60.0, tokens: int = 8_000_000
     began, said, number = time.monotonic(), 0, 0
     with ShardWriter(out, llm.tokenizer) as writer:
         while said < tokens and time.monotonic() - began < seconds:
-            asked = [[bos, *ids] for ids in islice(prompts, at_once)]
+            asked = [[bos, *ids] for ids in islice(prompts, 2 * at_once)]
             params = [
                 SamplingParams(max_tokens=ANSWER, temperature=float(place % 2), seed=number + place, detokenize=False)
-                for place in range(at_once)
+                for place in range(2 * at_once)
             ]
             for output in llm.generate([{"prompt_token_ids": ids} for ids in asked], params):
                 prompt, answer = output.prompt_token_ids[1:], output.outputs[0].token_ids

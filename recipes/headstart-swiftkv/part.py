@@ -5,7 +5,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-EVERY = {"text/books-core.jsonl.xz": 11, "text/textbooks-openstax.jsonl.xz": 24, "code/code-python.jsonl.xz": 10}
+EVERY = {"text/books-core.jsonl.xz": 14, "text/textbooks-openstax.jsonl.xz": 30, "code/code-python.jsonl.xz": 14}
 
 
 def main(data: Path, out: Path) -> None:
