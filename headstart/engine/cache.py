@@ -16,7 +16,7 @@ from torch import Tensor
 from headstart.engine.radix import Node, PrefixTree, Tokens
 from headstart.engine.seams import KVStore, LayerKV, PageLease
 from headstart.engine.tiers import Tiers, page_keys, root_key
-from headstart.ops.attention import write_kv
+from headstart.ops.write_kv import write_kv
 
 # What a process may take at its end to write down what it has cached.
 _FLUSH_SECONDS = 20.0

@@ -2,9 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,8 @@ from headstart.checkpoints.reader import Checkpoint, load_checkpoint, refuse_wit
 from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
+from headstart.engine.draws import Draws
+from headstart.engine.flight import Drawn, StepInFlight
 from headstart.engine.intake import Prompt
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
@@ -24,7 +24,7 @@ from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.rows import HiddenRows
 from headstart.engine.runner import Runner
-from headstart.engine.sampler import Guess, Sampled, Sampler
+from headstart.engine.sampler import Sampled, Sampler
 from headstart.engine.scheduler import ByPriority
 from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Retention, Verifier
 from headstart.engine.speculation import Speculation
@@ -106,6 +106,13 @@ class Engine:
         self._logit_rule = self.stack.optional("logit_rule", LogitRule)
         self.preparation = Preparation(args, self.stack, self.checkpoint, self.max_model_len)
         self._rows = HiddenRows(self.runner, self.sampler)
+        self._draws = Draws(self.runner, self.sampler, self.stack, self._speculation)
+        self.runs_ahead = device.type == "cuda" if args.async_scheduling is None else args.async_scheduling
+        # What looks at every token before the next can be drawn makes each step wait for the last.
+        self._draws_blindly = self._speculation is None and self._retention is None and self._logit_rule is None
+        self._in_flight: StepInFlight | None = None
+        if not args.enforce_eager:
+            self.runner.capture(args.max_num_seqs, self.max_model_len)
         self._random = np.random.default_rng(args.seed)
         self._finished: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
@@ -167,47 +174,91 @@ class Engine:
         return render(request, self.stack.exact)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step and return what it produced for the requests that want to hear of it."""
+        """Run one step and return what it produced for the requests that want to hear of it.
+
+        With `runs_ahead` the step after it is planned and started first, so that the device has work while the host
+        reads what this one drew. Tokens that are not known yet take part in that by number only.
+        """
+        step, self._in_flight = self._in_flight, None
+        step = step or self._launch()
+        if step is None:
+            return []
+        if self.runs_ahead and step.drawn is not None:
+            self._in_flight = self._launch(step.drawn)
+        return self._take(step)
+
+    def set_back(self) -> None:
+        """Forget the step in flight and preempt everything that runs, so that nothing half-done is left."""
+        self._in_flight = None
+        self.planner.begin()
+        for sequence in reversed(list(self.planner.running)):
+            self.planner.preempt(sequence)
+
+    def _launch(self, before: Drawn | None = None) -> StepInFlight | None:
+        """Plan a step and start it; None where there is nothing to do.
+
+        Args:
+            before: what the step before this one drew, while the host does not know it.
+        """
         self.planner.begin()
         self._scheduler.schedule(self.planner)
         allotments = self.planner.allotments()
         if not allotments:
-            return []
+            return None
         if self._speculation is not None:
             allotments = self._speculation.extend(allotments)
         self._note_start(allotments)
         planned = self.watch.planned(allotments)
-        batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device)
+        drawn = None if before is None else before.tokens
+        batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device, drawn)
         hidden = self.runner.run(batch)
         if self._speculation is not None:
             allotments = self._speculation.add_late(allotments)
-        ready = self._rows.collect(allotments, hidden)
+        due, hidden = self._rows.collect(allotments, hidden)
+        step = StepInFlight(allotments, planned, due, hidden)
+        for allotment in allotments:
+            allotment.sequence.num_computed += allotment.num_tokens
+        if self._draws_blindly and all(allotment.sequence.draws_blindly for allotment in allotments):
+            step.drawn = self._draw_ahead(due, hidden)
         self._totals["steps"] += 1
+        return step
+
+    @torch.inference_mode()
+    def _draw_ahead(self, due: list[Allotment], hidden: Tensor) -> Drawn:
+        """Draw on the device what is due, without looking at it."""
+        sequences = [allotment.sequence for allotment in due]
+        none = torch.empty(0, dtype=torch.int64, device=hidden.device)
+        drawn = Drawn(self.sampler.draw(self.runner.logits(hidden), sequences) if due else none)
+        for row, sequence in enumerate(sequences):
+            sequence.num_ahead, sequence.draw_row = sequence.num_ahead + 1, row
+        return drawn
+
+    def _take(self, step: StepInFlight) -> list[RequestOutput]:
+        """Read what a step has drawn, and end what ends with it."""
         touched: dict[str, Request] = {}
+        allotments = step.standing()
         for allotment in allotments:
             sequence = allotment.sequence
-            sequence.num_computed += allotment.num_tokens
             assert sequence.lease is not None
-            sequence.lease.commit(sequence.tokens, self._num_shareable(sequence))
+            sequence.lease.commit(sequence.tokens, self.stack.num_shareable(sequence))
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
         said = self._totals["generation"]
-        if ready:
-            for sequence, drawn in self._draws(*ready):
-                try:
-                    self._append(sequence, drawn)
-                except Exception as error:
-                    if self.failures is None:
-                        raise
-                    self.failures.append((sequence.request.request_id, error))
-                    continue
-                touched[sequence.request.request_id] = sequence.request
+        for sequence, drawn in self._draws.read(step):
+            try:
+                self._append(sequence, drawn)
+            except Exception as error:
+                if self.failures is None:
+                    raise
+                self.failures.append((sequence.request.request_id, error))
+                continue
+            touched[sequence.request.request_id] = sequence.request
         for allotment in allotments:
             self._drop_keys(allotment.sequence)
         if self._speculation is not None:
             self._speculation.end(self._totals["generation"] - said)
-        self.watch.ran(planned)
+        self.watch.ran(step.planned)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
 
     def stats(self) -> EngineStats:
@@ -235,11 +286,6 @@ class Engine:
             tier_pages_in=self.store.tier_traffic[1],
         )
 
-    def _num_shareable(self, sequence: Sequence) -> int:
-        """How many of the computed tokens have keys that another prompt's own computation would give."""
-        # A lossy decode writes other keys than a lossy prefill of the same tokens.
-        return sequence.num_computed if self.stack.exact else min(sequence.num_computed, sequence.num_prompt)
-
     def _bind_weights(self, decoder: Decoder) -> None:
         """Let a `LinearOp` take over the dense weights."""
         linear = self.stack.optional("linear", LinearOp)
@@ -266,48 +312,6 @@ class Engine:
                 self._totals["queried"] += sequence.num_prompt
                 self._totals["cached"] += request.num_cached
                 self._totals["prompt"] += sequence.num_prompt
-
-    def _draws(self, due: list[Allotment], hidden: Tensor) -> Iterator[tuple[Sequence, Sampled]]:
-        """Each sequence's next token, and as long as a guess stands the one after it. The caller appends what it gets
-        before it asks for more, since a draw depends on all tokens before it."""
-        logits = self.runner.logits(hidden)
-        first = [0, *accumulate(1 + len(allotment.guesses) for allotment in due)]
-        left = list(range(len(due)))
-        place = 0
-        while left:
-            sequences = [due[i].sequence for i in left]
-            rows = logits
-            if len(left) < len(logits):
-                rows = logits[torch.tensor([first[i] + place for i in left], device=logits.device)]
-            guesses = [_guess(due[i], place) for i in left]
-            standing: list[int] = []
-            for i, guess, drawn in zip(left, guesses, self._sample(rows, sequences, guesses), strict=True):
-                sequence = due[i].sequence
-                stands = guess is not None and drawn.token_id == guess.token
-                computed = place < len(due[i].guesses)
-                if stands:
-                    self._accept(sequence, drawn.token_id, computed)
-                yield sequence, drawn
-                if stands and computed and not sequence.finished:
-                    standing.append(i)
-            left, place = standing, place + 1
-
-    def _accept(self, sequence: Sequence, token: int, computed: bool) -> None:
-        """Take over the keys of a guess that stands and was computed; the token itself is appended as any other."""
-        assert self._speculation is not None and sequence.lease is not None
-        self._speculation.accept(sequence)
-        if not computed:
-            return
-        sequence.num_computed += 1
-        if sequence.num_computed % self.store.page_size == 0:
-            # Now, since the token may be the last and end the lease.
-            sequence.lease.commit([*sequence.tokens, token], self._num_shareable(sequence))
-
-    @torch.inference_mode()
-    def _sample(self, logits: Tensor, sequences: list[Sequence], guesses: list[Guess | None]) -> list[Sampled]:
-        if self._logit_rule is not None:
-            logits = self._logit_rule.apply(logits, sequences)
-        return self.sampler.sample(logits, sequences, guesses)
 
     def _append(self, sequence: Sequence, drawn: Sampled) -> None:
         """Take a drawn token: text, grammar, log-probabilities, and whether the output ends with it."""
@@ -377,14 +381,6 @@ class Engine:
         del self.requests[request.request_id]
         if request.own_namespace and request.namespace is not None:
             self.store.drop(request.namespace)
-
-
-def _guess(allotment: Allotment, place: int) -> Guess | None:
-    """What the allotment guesses at a place, if it reaches so far."""
-    draft = allotment.draft
-    if place == len(allotment.guesses):
-        draft, place = allotment.late, 0
-    return None if draft is None else Guess.of(draft, place, allotment.sequence.num_drafts)
 
 
 def with_output_kind(params: SamplingParams, kind: Any) -> SamplingParams:

@@ -113,10 +113,12 @@ class DecodeGraphs:
         rows = batch.layout.num_rows
         size = self.sizes[bisect_left(self.sizes, rows)]
         index, own = batch.layout.index, self._buffers
-        torch._foreach_copy_(
-            [*own.rows[:, :rows], own.kv_lengths[:rows], own.page_table[:rows, : index.page_table.shape[1]]],
-            [batch.token_ids, batch.positions, batch.lengths, batch.layout.slots, index.kv_lengths, index.page_table],
-        )
+        for mine, its in zip(
+            own.rows[:, :rows], (batch.token_ids, batch.positions, batch.lengths, batch.layout.slots), strict=True
+        ):
+            mine.copy_(its)
+        own.kv_lengths[:rows].copy_(index.kv_lengths)
+        own.page_table[:rows, : index.page_table.shape[1]].copy_(index.page_table)
         if size > rows:
             own.rows[3, rows:size] = -1
             own.kv_lengths[rows:size] = 0

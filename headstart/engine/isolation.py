@@ -6,7 +6,7 @@ from itertools import count
 from headstart.engine.engine import Engine
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
-from headstart.engine.request import Request, Sequence
+from headstart.engine.request import Request
 
 Failures = list[tuple[str, Exception]]
 # A canary writes one token; a scheduler that has not run it after so many steps is broken.
@@ -63,20 +63,22 @@ class StepGuard:
         planner.waiting = deque(sequence for sequence in planner.waiting if sequence.request is suspect)
         if self._written < 0:
             self._written = _written(suspect)
+        ahead, self.engine.runs_ahead = self.engine.runs_ahead, False
         try:
             outputs, failures = self.engine.step(), self._own_failures()
             if suspect.finished or _written(suspect) > self._written:
-                self._set_back()
+                self.engine.set_back()
                 self._next_suspect()
             return outputs, failures
         except Exception as error:
-            self._set_back()
+            self.engine.set_back()
             self.engine.abort(suspect.request_id)
             self._next_suspect()
             self._check(error)
             return [], [(suspect.request_id, error), *self._own_failures()]
         finally:
             planner.waiting.extend(others)
+            self.engine.runs_ahead = ahead
 
     def _next_suspect(self) -> None:
         self._suspects.popleft()
@@ -84,23 +86,16 @@ class StepGuard:
 
     def _recover(self, error: Exception) -> None:
         try:
-            self._set_back()
+            self.engine.set_back()
         except Exception:
             raise error from None
         self._check(error)
-
-    def _set_back(self) -> None:
-        """Preempt everything that runs, so that nothing half-done is left of the step."""
-        planner = self.engine.planner
-        planner.begin()
-        running: list[Sequence] = list(planner.running)
-        for sequence in reversed(running):
-            planner.preempt(sequence)
 
     def _check(self, error: Exception) -> None:
         """Raise `error` unless the engine can write a token for a request of its own."""
         engine, planner = self.engine, self.engine.planner
         waiting, planner.waiting = planner.waiting, deque()
+        ahead, engine.runs_ahead = engine.runs_ahead, False
         request_id = f"canary-{next(self._numbers)}"
         params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True, detokenize=False, output_kind="final")
         try:
@@ -115,6 +110,7 @@ class StepGuard:
         finally:
             engine.abort(request_id)
             planner.waiting.extend(waiting)
+            engine.runs_ahead = ahead
         raise error
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.cache import PagedKVStore
+from headstart.engine.request import Sequence
 from headstart.engine.scheduler import StallFree
 from headstart.engine.seams import DEFAULTS, SLOTS, Scheduler, Seam
 from headstart.errors import MethodError, did_you_mean
@@ -90,6 +91,13 @@ class Stack:
             str(int(prompt_length >= item.card.min_context)) for item in self.methods if not item.card.exact
         )
         return f"{self.fingerprint}:{sides}"
+
+    def num_shareable(self, sequence: Sequence) -> int:
+        """How many of its computed tokens have keys that another prompt's own computation would give."""
+        # A lossy decode writes other keys than a lossy prefill of the same tokens; what only the device knows has no
+        # name yet.
+        known = len(sequence.tokens) if self.exact else sequence.num_prompt
+        return min(sequence.num_computed, known)
 
     @property
     def scheduler(self) -> Scheduler:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from headstart.models.config import LayerKind, ModelConfig, MoEConfig
-from headstart.models.layers import Embedding, Linear, RMSNorm, parameter
+from headstart.models.layers import Embedding, Linear, RMSNorm, add_and_norm, parameter
 from headstart.models.rope import Rope
 from headstart.ops.activation import gated
 from headstart.ops.linear import linear
 from headstart.ops.moe import empty_experts, mix_experts, route
-from headstart.ops.rotary import RotaryRows, apply_rotary, rotary_rows
+from headstart.ops.rotary import HeadNorms, RotaryRows, apply_rotary, rotary_rows, rotate_heads
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class Attention(nn.Module):
         spec = self.spec
         heads = self.qkv(x).view(x.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
         qk, v = heads[:, : -spec.num_kv_heads], heads[:, -spec.num_kv_heads :]
-        if self.q_norm is not None and self.k_norm is not None:
+        norms = self._head_norms()
+        if norms is None and self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((spec.num_heads, spec.num_kv_heads), 1)
             qk = torch.cat((self._normalise(q, self.q_norm), self._normalise(k, self.k_norm)), 1)
         if self.clip is not None:
             qk, v = qk.clamp(-self.clip, self.clip), v.clamp(-self.clip, self.clip)
-        # Queries and keys are rotated together: half the operations of rotating each.
-        q, k = apply_rotary(qk, rows).split((spec.num_heads, spec.num_kv_heads), 1)
+        q, k = rotate_heads(qk, spec.num_heads, rows, norms).split((spec.num_heads, spec.num_kv_heads), 1)
         return self.output(attend(spec, q, k, v).reshape(x.shape[0], -1))
 
     def queries(self, projected: Tensor, rows: RotaryRows) -> Tensor:
@@ -115,6 +115,13 @@ class Attention(nn.Module):
         x = x if norm is None else self._normalise(x, norm)
         return apply_rotary(x if self.clip is None else x.clamp(-self.clip, self.clip), rows)
 
+    def _head_norms(self) -> HeadNorms | None:
+        """The norms that can be computed with the rotation; None where there are none, or other ones."""
+        q, k = self.q_norm, self.k_norm
+        if not isinstance(q, RMSNorm) or not isinstance(k, RMSNorm) or not self.norm_heads or self.clip is not None:
+            return None
+        return HeadNorms(q.weight, k.weight, q.eps, q.offset, q.late_rounding)
+
     def _normalise(self, x: Tensor, norm: RMSNorm) -> Tensor:
         """`[T, H, D]` → `[T, H, D]`, each head by itself or all heads as one row."""
         return norm(x) if self.norm_heads else norm(x.flatten(1)).view_as(x)
@@ -130,9 +137,15 @@ class MLP(nn.Module):
         self.down = Linear(size, config.hidden_size, config.mlp_bias, dtype, device)
         self.activation = config.activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[T, hidden]` → `[T, hidden]`."""
-        return self.down(gated(self.gate_up(x), self.activation))
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """`[T, hidden]` → `[T, hidden]`, added to `onto [T, hidden]` if given, whose place it may take."""
+        if isinstance(self.gate_up, Linear):
+            inner = self.gate_up.gated(x, self.activation)
+        else:
+            inner = gated(self.gate_up(x), self.activation)
+        if onto is not None and isinstance(self.down, Linear):
+            return self.down(inner, onto)
+        return self.down(inner) if onto is None else onto + self.down(inner)
 
 
 class MoE(nn.Module):
@@ -147,15 +160,16 @@ class MoE(nn.Module):
         self.moe = moe
         self.activation = config.activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[T, hidden]` → `[T, hidden]`."""
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """`[T, hidden]` → `[T, hidden]`, added to `onto [T, hidden]` if given."""
         weights, experts = route(
             self.router(x),
             self.moe.top_k,
             renormalise=self.moe.renormalise,
             keep_float32=self.moe.keep_float32,
         )
-        return mix_experts(x, weights, experts, self.gate_up, self.down, self.activation)
+        mixed = mix_experts(x, weights, experts, self.gate_up, self.down, self.activation)
+        return mixed if onto is None else onto + mixed
 
 
 class Layer(nn.Module):
@@ -178,8 +192,11 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, rows: RotaryRows, attend: Attend) -> Tensor:
         """`[T, hidden]` → `[T, hidden]`; `rows` are those of this layer's kind."""
-        x = x + self.attention_post_norm(self.attention(self.attention_norm(x), rows, attend))
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        branch = self.attention(self.attention_norm(x), rows, attend)
+        x, normed = add_and_norm(x, branch, self.attention_post_norm, self.mlp_norm)
+        if isinstance(self.mlp_post_norm, nn.Identity) and isinstance(self.mlp, MLP | MoE):
+            return self.mlp(normed, x)
+        return add_and_norm(x, self.mlp(normed), self.mlp_post_norm, nn.Identity())[0]
 
 
 class Decoder(nn.Module):

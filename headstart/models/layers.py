@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.ops.linear import empty_weight, linear
-from headstart.ops.norm import rms_norm
+from headstart.ops import kernels
+from headstart.ops.activation import gated
+from headstart.ops.linear import empty_weight, gated_linear, linear
+from headstart.ops.norm import add_rms_norm, rms_norm
 
 
 class Linear(nn.Module):
@@ -25,9 +27,17 @@ class Linear(nn.Module):
         self.bias = parameter(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
         self.op: Callable[[Tensor], Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[T, in]` → `[T, out]`."""
-        return linear(x, self.weight, self.bias) if self.op is None else self.op(x)
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """`[T, in]` → `[T, out]`, added to `onto [T, out]` if given, whose place it may take."""
+        if self.op is None:
+            return linear(x, self.weight, self.bias, onto)
+        return self.op(x) if onto is None else onto + self.op(x)
+
+    def gated(self, x: Tensor, activation: str) -> Tensor:
+        """`[T, in]` → `[T, out / 2]`: the first half of the outputs gates the other."""
+        if self.op is None and kernels.run_on(x):
+            return gated_linear(x, self.weight, self.bias, activation)
+        return gated(self(x), activation)
 
 
 class Embedding(nn.Module):
@@ -87,6 +97,32 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., N]` → `[..., N]`."""
         return rms_norm(x, self.weight, self.eps, offset=self.offset, late_rounding=self.late_rounding)
+
+
+def add_and_norm(x: Tensor, branch: Tensor, after: nn.Module, before: nn.Module) -> tuple[Tensor, Tensor]:
+    """The residual sum around a block and what the next one reads: `x + after(branch)`, and `before` of that.
+
+    Args:
+        x, branch: `[T, hidden]`.
+        after, before: norms, or `nn.Identity`; of one style, where both are norms.
+
+    Returns:
+        Two of `[T, hidden]`.
+    """
+    norms = [norm for norm in (after, before) if isinstance(norm, RMSNorm)]
+    known = all(isinstance(norm, RMSNorm | nn.Identity) for norm in (after, before))
+    if not norms or not known or not kernels.run_on(x, branch):
+        x = x + after(branch)
+        return x, before(x)
+    return add_rms_norm(
+        x,
+        branch,
+        after=after.weight if isinstance(after, RMSNorm) else None,
+        before=before.weight if isinstance(before, RMSNorm) else None,
+        eps=norms[0].eps,
+        offset=norms[0].offset,
+        late_rounding=norms[0].late_rounding,
+    )
 
 
 def parameter(values: Tensor) -> nn.Parameter:

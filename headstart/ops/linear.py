@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headstart.ops import few_rows, kernels
+from headstart.ops.activation import gated
+
 # A block of the widened weight has to stay in a core's L2 cache (2 MiB of float32 here) to be worth widening.
 _BLOCK_ELEMENTS = 1 << 19
 _BLOCK_COLUMNS = 8192
@@ -33,8 +36,26 @@ def empty_weight(out_features: int, in_features: int, dtype: torch.dtype, device
     return torch.empty(out_features, in_features, dtype=dtype, device=device)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x [T, in]`, `weight [out, in]`, `bias [out]` → `[T, out]` in x's dtype, accumulated in float32."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+    """The dense product, accumulated in float32.
+
+    Args:
+        x: `[T, in]`.
+        weight: `[out, in]`.
+        bias: `[out]`.
+        onto: `[T, out]`, what the product is added to; on a GPU the sum takes its place.
+
+    Returns:
+        `[T, out]` in x's dtype.
+    """
+    if few_rows.takes(x, weight, bias, onto) and (config := few_rows.choice(x, weight)) is not None:
+        from headstart.ops.kernels import few_rows as fused
+
+        return fused.product(x, weight, bias, onto, config)
+    if onto is not None:
+        if bias is None and kernels.run_on(x, weight, onto):
+            return onto.addmm_(x, weight.t())
+        return onto + linear(x, weight, bias)
     if x.is_cuda or x.dtype == torch.float32 or x.requires_grad or weight.requires_grad:
         return F.linear(x, weight, bias)
     if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
@@ -45,6 +66,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             y = torch.mv(weight, x[0])
             return (y if bias is None else y + bias)[None]
     return F.linear(x, weight, bias)
+
+
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """`x [T, in]`, `weight [2 I, in]`, the gate first → `activation(gate) * up [T, I]`."""
+    if x.shape[0] == 1 and few_rows.takes(x, weight, bias, None):
+        config = few_rows.choice(x, weight)
+        if config is not None:
+            from headstart.ops.kernels import few_rows as fused
+
+            return fused.gated_product(x, weight, bias, activation, config)
+    return gated(linear(x, weight, bias), activation)
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
