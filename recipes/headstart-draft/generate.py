@@ -45,7 +45,7 @@ def beginnings(shards: Path, seed: int) -> Iterator[list[int]]:
 def main(shards: Path, out: Path, seconds: float = 60.0, tokens: int = 8_000_000) -> None:
     """Generate until the time is over or there is enough."""
     at_once = min(AT_ONCE, tokens // ANSWER)
-    llm = LLM(max_num_seqs=at_once, max_num_batched_tokens=16384, max_model_len=8192)
+    llm = LLM(max_num_seqs=at_once, max_num_batched_tokens=16384, max_model_len=8192, kv_cache_memory=8 << 30)
     bos, prompts = llm.tokenizer.bos_token_id, beginnings(shards, seed=0)
     began, said, number = time.monotonic(), 0, 0
     with ShardWriter(out, llm.tokenizer) as writer:
