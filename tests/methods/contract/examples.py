@@ -76,7 +76,7 @@ EXAMPLES = {
         optimizer_bytes=adam_bytes,
     ),
     "swiftkv-distil": Example(
-        "swiftkv-distil:depth=1",
+        "swiftkv-distil",
         moves=("layers.1.attention.query.weight", "layers.1.attention.key_value.weight"),
         no_export="its later layers take keys and values from where prompts leave; only its own method reads it so",
         trained_parameters=later_projections,

@@ -36,7 +36,8 @@ class SwiftKVDistil(Transform, Objective):
     by whoever would serve it as a plain model.
 
     Args:
-        depth: how many layers stay ordinary; half of them skips half of prefill (paper: 16 of 32 and 40 of 80).
+        depth: how many layers stay ordinary; by default half of them, which skips half of prefill (paper: 16 of 32
+            and 40 of 80).
         group: so many neighbours of the later layers share one cache of keys and values (AcrossKV); 1 is none. A
             shared projection begins as the mean of its members'.
         temperature: of both distributions (official code: 2).
@@ -47,25 +48,25 @@ class SwiftKVDistil(Transform, Objective):
 
     slots = ("transform", "objective")
 
-    def __init__(self, depth: int, group: int = 1, temperature: float = 2.0, stream: float = 1.0) -> None:
+    def __init__(self, depth: int | None = None, group: int = 1, temperature: float = 2.0, stream: float = 1.0) -> None:
         if not 0 < temperature < float("inf"):
             raise MethodError(f"swiftkv-distil: temperature must be above 0, not {temperature}")
         if not 0 <= stream < float("inf"):
             raise MethodError(f"swiftkv-distil: stream must be 0 or above, not {stream}")
         self.depth, self.group, self.temperature, self.stream = depth, group, temperature, stream
-        self._form = Form(depth, group)
 
     def apply_(self, model: nn.Module) -> None:
         if not isinstance(model, Decoder):
             raise MethodError(
                 f"swiftkv-distil knows the layers of this program's Decoder, not of {type(model).__name__}"
             )
-        self._form.check(model.config)
-        if self.depth == model.config.num_layers:
-            raise MethodError(f"swiftkv-distil: with depth={self.depth} of {self.depth} there is nothing to train")
+        form = self._form(model)
+        form.check(model.config)
+        if form.depth == model.config.num_layers:
+            raise MethodError(f"swiftkv-distil: with depth={form.depth} of {form.depth} there is nothing to train")
         if stream_of(model) is not None:
             return
-        change_(model, self._form)
+        change_(model, form)
         model.requires_grad_(False)
         for module in model.modules():
             if isinstance(module, SwiftAttention):
@@ -77,8 +78,12 @@ class SwiftKVDistil(Transform, Objective):
         """Put the projections where the architecture has its own, and say so in the config. What reads the result as a
         plain model computes something else."""
         if isinstance(model, Decoder) and stream_of(model) is not None:
-            fold_(model, self._form)
-            model.config = replace(model.config, raw=self._form.mark(model.config.raw))
+            form = self._form(model)
+            fold_(model, form)
+            model.config = replace(model.config, raw=form.mark(model.config.raw))
+
+    def _form(self, model: Decoder) -> Form:
+        return Form(model.config.num_layers // 2 if self.depth is None else self.depth, self.group)
 
     def loss(self, model: "LanguageModel", batch: "PackedBatch") -> Loss:
         network = model.network
