@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.checkpoints.reader import Checkpoint, load_checkpoint
+from headstart.checkpoints.reader import Checkpoint, load_checkpoint, refuse_without_method
 from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
@@ -55,13 +55,16 @@ class Engine:
     def __init__(self, args: EngineArgs, checkpoint: Checkpoint | None = None) -> None:
         self.args = args
         self.stack = Stack(args.use)
+        keys = [item.card.key for item in self.stack.methods]
         self.checkpoint = checkpoint or load_checkpoint(
             args.model,
             args.dtype,
             args.device,
             skip_tokenizer_init=args.skip_tokenizer_init,
+            methods=keys,
             load_format=args.load_format,
         )
+        refuse_without_method(self.checkpoint.config.raw, self.checkpoint.name, keys)
         if checkpoint is not None and self.stack.optional("linear", LinearOp) is not None:
             # The caller's model stays as it is: only a copy of its modules, around the same weights, is taken over.
             self.checkpoint = replace(checkpoint, decoder=checkpoint.decoder.with_same_weights())

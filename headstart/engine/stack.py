@@ -48,8 +48,7 @@ class Stack:
         cards = [item.card for item in self.methods]
         self.exact = all(card.exact for card in cards)
         self.whole_prompts = any(card.chunking == "whole" for card in cards)
-        lossy = sorted(registry.describe(item) for item in self.methods if not item.card.exact)
-        self.fingerprint = hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
+        self.fingerprint = self._fingerprint()
         self.shares_keys = self.exact or not (self.whole_prompts or "retention" in self._filled)
         made = {seam: seam() for seam in DEFAULTS.values()}
         self._defaults: dict[str, Seam] = {slot: made[seam] for slot, seam in DEFAULTS.items()}
@@ -75,6 +74,14 @@ class Stack:
         """
         for item in self.methods:
             item.start(checkpoint)
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        """Of the lossy methods with their options, and of what else decides what they compute."""
+        from headstart.methods import registry
+
+        lossy = sorted(f"{registry.describe(item)} {item.identity()}" for item in self.methods if not item.card.exact)
+        return hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
 
     def identity(self, prompt_length: int) -> str:
         """The fingerprint for a prompt of this length: it says too which lossy methods a short context keeps out."""
