@@ -130,17 +130,18 @@ def test_no_number_decides_two_things(drafts, monkeypatch, key):
     """Every draw, acceptance, replacement and guess of a request has a number of its own."""
     used = Counter()
 
-    def watched(seed, position, purpose=0, number=0):
-        used[seed, position, purpose, number] += 1
-        return uniform(seed, position, purpose, number)
+    def watched(seeds, positions, purpose=0, number=0):
+        numbers = number if isinstance(number, list) else [number] * len(seeds)
+        used.update(zip(seeds, positions, [purpose] * len(seeds), numbers, strict=True))
+        return uniforms(seeds, positions, purpose, number)
 
-    uniform = sampler.uniform
-    monkeypatch.setattr(sampler, "uniform", watched)
-    monkeypatch.setattr(draft_model, "uniform", watched)
+    uniforms = sampler.uniforms
+    monkeypatch.setattr(sampler, "uniforms", watched)
+    monkeypatch.setattr(draft_model, "uniforms", watched)
     engine = make_engine(models.PLAIN, METHODS[key](f"{drafts / 'near'}", guard=False))
     serve(engine, [models.ids(9)], SamplingParams(max_tokens=40, temperature=1.0, n=3, seed=1, ignore_eos=True))
     assert set(used.values()) == {1}
-    assert len({uniform(*key) for key in used}) == len(used)
+    assert len({sampler.uniform(*key) for key in used}) == len(used)
     assert {purpose for _, _, purpose, _ in used} == {0, 1, 2, 3}
 
 
