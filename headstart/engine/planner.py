@@ -1,6 +1,7 @@
 """What a scheduler fills: one step's tokens, under a budget, with memory reserved and order kept."""
 
 from collections import deque
+from collections.abc import Callable
 
 from headstart.engine.batch import Allotment
 from headstart.engine.request import Sequence
@@ -22,6 +23,9 @@ class StepPlanner:
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: the budget of a step. Decodes are never refused for lack of it.
         whole_prompts: a method in force needs each prompt in one piece (its `chunking` trait).
+
+    Attributes:
+        guesses: how many guesses a decoding sequence gets in this step, told how many rows the budget leaves to them.
     """
 
     def __init__(
@@ -35,14 +39,17 @@ class StepPlanner:
         self.running: dict[Sequence, None] = {}
         self.num_preemptions = 0
         self.budget = 0
+        self.guesses: Callable[[Sequence, int], int] = lambda sequence, room: 0
+        # Tokens that each sequence computes, and rows that it takes of the budget, guesses among them.
         self._shares: dict[Sequence, int] = {}
+        self._rows: dict[Sequence, int] = {}
         # Who could not be admitted with how many pages at hand: not tried again before that number changes.
         self._blocked: tuple[Sequence, int] | None = None
 
     def begin(self) -> None:
         """Start planning a step."""
         self.budget = self.max_num_batched_tokens
-        self._shares = {}
+        self._shares, self._rows = {}, {}
 
     def allotments(self) -> list[Allotment]:
         """The planned step, in the order in which tokens were handed out."""
@@ -64,13 +71,13 @@ class StepPlanner:
         return bool(self.waiting) and self.budget > 0 and len(self.running) < self.max_num_seqs
 
     def decode(self, sequence: Sequence) -> bool:
-        """Give a decoding sequence its one token, preempting later ones if pages run out.
+        """Give a decoding sequence its one token and room for guesses, preempting later ones if pages run out.
 
         False if the sequence itself had to be preempted (or was, for an earlier one).
         """
         if sequence not in self.running or not self._make_room(sequence, 1):
             return False
-        self._share(sequence, 1)
+        self._share(sequence, 1, 1 + self.guesses(sequence, max(0, self.budget - 1)))
         return True
 
     def prefill(self, sequence: Sequence, limit: int | None = None, *, whole: bool = False) -> int:
@@ -86,7 +93,7 @@ class StepPlanner:
             chunk = min(chunk, self.budget, chunk if limit is None else limit)
         if chunk <= 0 or not self._make_room(sequence, chunk):
             return 0
-        self._share(sequence, chunk)
+        self._share(sequence, chunk, chunk)
         return chunk
 
     def admit(self, limit: int | None = None, *, whole: bool = False) -> int:
@@ -118,7 +125,8 @@ class StepPlanner:
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's pages away; it goes to the head of the waiting line, to be computed again."""
         self.release(sequence)
-        self.budget += self._shares.pop(sequence, 0)
+        self._shares.pop(sequence, 0)
+        self.budget += self._rows.pop(sequence, 0)
         self.waiting.appendleft(sequence)
         sequence.request.metrics.preemptions += 1
         self.num_preemptions += 1
@@ -145,6 +153,6 @@ class StepPlanner:
                 return False
         return True
 
-    def _share(self, sequence: Sequence, tokens: int) -> None:
-        self._shares[sequence] = tokens
-        self.budget -= tokens
+    def _share(self, sequence: Sequence, tokens: int, rows: int) -> None:
+        self._shares[sequence], self._rows[sequence] = tokens, rows
+        self.budget -= rows

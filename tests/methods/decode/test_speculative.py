@@ -94,6 +94,20 @@ def test_greedy_text_is_the_models(drafts, name, key):
         assert [answer.tokens for answer in serve(engine, prompts, asked)] == want
 
 
+@pytest.mark.parametrize("key", METHODS)
+def test_guesses_count_in_the_budget_of_a_step(drafts, key):
+    """No step is longer than its budget, prompts and guesses together; a lone decode still gets its drafts."""
+    engine = make_engine(
+        models.PLAIN, METHODS[key](f"{drafts / 'twin'}", guard=False), max_num_batched_tokens=8, max_num_seqs=6
+    )
+    sizes, run = [], engine.runner.run
+    engine.runner.run = lambda batch: (sizes.append(len(batch.token_ids)), run(batch))[1]
+    prompts = [models.ids(length, length) for length in (30, 9, 5, 2, 21, 3)]
+    serve(engine, prompts, GREEDY)
+    assert max(sizes) == 8
+    assert engine.stats().drafts["accepted"] > TOKENS
+
+
 def test_what_it_costs_in_steps(drafts):
     """A draft that is always right brings length + 1 tokens per step; a bad one costs no step more than none."""
     for length in (1, 4):
@@ -192,7 +206,7 @@ def test_the_draft_length_is_a_seam(drafts):
     stats = engine.stats().drafts
     assert stats["drafted"] <= 2 * stats["drafts"]
     assert set(seen) == {(1, (1, 16), (1, models.VOCAB_SIZE))}
-    with pytest.raises(MethodError, match="two needs drafts: add a method that makes them, such as speculative"):
+    with pytest.raises(MethodError, match="two needs drafts: add a method that drafts"):
         make_engine(models.PLAIN, as_method(Two(), "two"))
 
 
