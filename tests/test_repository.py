@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart.checkpoints.default import default_checkpoint_path
+from headstart.checkpoints.default import embedded_checkpoints
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,8 +67,9 @@ def test_the_wheel_holds_the_default_model_and_the_demo_text(tmp_path: Path) -> 
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in default_checkpoint_path().iterdir():
-        assert f"headstart/checkpoints/default/{path.name}" in names
+    for directory in set(embedded_checkpoints().values()):
+        for path in directory.iterdir():
+            assert f"headstart/checkpoints/{directory.name}/{path.name}" in names
     assert "headstart/texts/wild-wood.txt" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from headstart.checkpoints.reader import load_checkpoint
 from headstart.errors import MethodError
-from headstart.methods.registry import method
+from headstart.methods.registry import Claim, Paper, method
 from headstart.models.decoder import Decoder
 from headstart.ops.distillation import linear_kl_divergence
 from headstart.training.language_model import LanguageModel
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     "distillation",
     stage="distil",
     kind="training",
-    # What the published methods of this stage refine, so it has no number among them.
-    paper=None,
+    paper=Paper("Distilling the Knowledge in a Neural Network", arxiv="1503.02531", venue="NIPS Workshop 2014"),
     needs=("a trained model with the same vocabulary",),
     when_not="Without room for the teacher beside the model, or where its text is at hand and time is not.",
+    claim=Claim(
+        "one distilled model keeps over 80% of an ensemble's gain in frame accuracy",
+        setting="speech recognition, an ensemble of 10 acoustic models against one of them trained alone",
+        source="section 4.1",
+    ),
     composes="Any mixture, any optimizer; drafts for `speculative` and `pearl`.",
     conflicts="Another objective.",
 )

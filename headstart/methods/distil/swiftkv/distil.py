@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     "swiftkv-distil",
     stage="distil",
     kind="training",
+    # Of the paper whose card `swiftkv` bears.
     paper=None,
     needs=("a trained model, and text like what it is asked",),
     when_not="Without `swiftkv` to serve the result: it is a plain model's no more.",

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from headstart.models.config import LayerKind
 from headstart.models.decoder import AttentionSpec, Decoder
 from headstart.models.layers import Linear
 from headstart.ops.rotary import RotaryRows
+
+if TYPE_CHECKING:
+    from headstart.evaluation.method_bench_spec import MethodBench
 
 UNTRAINED = "untrained"
 """The value of `weights` that asks for no distilled ones."""
@@ -69,6 +72,20 @@ class SwiftKV(Prefill, KVLayout):
         self.weights, self.depth, self.group = weights, depth, group
         self._counts: Counter[str] = Counter()
         self._digest = ""
+
+    @classmethod
+    def bench(cls) -> "MethodBench":
+        """Time to first token over lengths, what is still found, and what prose costs."""
+        from headstart.evaluation.method_bench_spec import MethodBench, OfflineLengths, Quality
+
+        return MethodBench(
+            (),
+            (
+                OfflineLengths((1024, 4096, 8192), decode_tokens=16),
+                Quality(("niah_multikey_1", "niah_multivalue", "kv_retrieval", "bits_per_byte"), (4096,), 4),
+            ),
+            ("TTFT", "decode", "KV cache"),
+        )
 
     def start(self, checkpoint: Checkpoint) -> None:
         """Find the projections, and lay them out as they are used."""
