@@ -27,7 +27,7 @@ class Draws:
     """
 
     def __init__(self, runner: Runner, sampler: Sampler, stack: Stack, speculation: Speculation | None) -> None:
-        self._runner, self._sampler, self._stack, self._speculation = runner, sampler, stack, speculation
+        self._runner, self.sampler, self._stack, self._speculation = runner, sampler, stack, speculation
         self._logit_rule = stack.optional("logit_rule", LogitRule)
 
     def read(self, step: StepInFlight) -> Iterator[tuple[Sequence, Sampled]]:
@@ -72,7 +72,7 @@ class Draws:
     def _verified(
         self, hidden: Tensor, sequences: list[Sequence], offsets: list[int], guesses: list[Guess | None]
     ) -> list[int]:
-        return self._sampler.verify(self._runner.logits(hidden), sequences, offsets, guesses).tolist()
+        return self.sampler.verify(self._runner.logits(hidden), sequences, offsets, guesses).tolist()
 
     def _look_on(self, due: list[Allotment], hidden: Tensor) -> Iterator[tuple[Sequence, Sampled]]:
         """Each sequence's next token, and as long as a guess stands the one after it."""
@@ -113,7 +113,7 @@ class Draws:
     def _sample(self, logits: Tensor, sequences: list[Sequence], guesses: list[Guess | None]) -> list[Sampled]:
         if self._logit_rule is not None:
             logits = self._logit_rule.apply(logits, sequences)
-        return self._sampler.sample(logits, sequences, guesses)
+        return self.sampler.sample(logits, sequences, guesses)
 
 
 def _guess(allotment: Allotment, place: int) -> Guess | None:

@@ -108,7 +108,7 @@ class Engine:
         self._logit_rule = self.stack.optional("logit_rule", LogitRule)
         self.preparation = Preparation(args, self.stack, self.checkpoint, self.max_model_len)
         self._rows = HiddenRows(self.runner, self.sampler)
-        self._draws = Draws(self.runner, self.sampler, self.stack, self._speculation)
+        self.draws = Draws(self.runner, self.sampler, self.stack, self._speculation)
         self.runs_ahead = device.type == "cuda" if args.async_scheduling is None else args.async_scheduling
         # What looks at every token before the next can be drawn makes each step wait for the last.
         self._draws_blindly = self._speculation is None and self._retention is None and self._logit_rule is None
@@ -249,7 +249,7 @@ class Engine:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
         said = self._totals["generation"]
-        for sequence, drawn in self._draws.read(step):
+        for sequence, drawn in self.draws.read(step):
             try:
                 self._append(sequence, drawn)
             except Exception as error:

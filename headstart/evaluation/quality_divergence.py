@@ -77,9 +77,18 @@ def forced_logits(engine: Engine, prompt: Sequence[int], continuation: Sequence[
     if engine.has_work:
         raise HeadstartError("logits are taken from an engine that has nothing else to do; this one has requests")
     rows: list[Tensor] = []
-    drawing = engine.sampler
-    params = SamplingParams(max_tokens=len(continuation), temperature=0.0, ignore_eos=True, detokenize=False)
-    engine.sampler = _Forced(drawing, continuation, lambda row: rows.append(row.to("cpu", torch.float32, copy=True)))
+    drawing = engine.draws.sampler
+    # With a least length the engine looks on at each draw, and so asks this sampler.
+    params = SamplingParams(
+        max_tokens=len(continuation),
+        min_tokens=len(continuation),
+        temperature=0.0,
+        ignore_eos=True,
+        detokenize=False,
+    )
+    engine.draws.sampler = _Forced(
+        drawing, continuation, lambda row: rows.append(row.to("cpu", torch.float32, copy=True))
+    )
     try:
         name = f"forced-{next(_ids)}"
         # Salted with its own name: keys from an earlier request would change how the prompt is cut into chunks.
@@ -87,7 +96,7 @@ def forced_logits(engine: Engine, prompt: Sequence[int], continuation: Sequence[
         while engine.has_work:
             engine.step()
     finally:
-        engine.sampler = drawing
+        engine.draws.sampler = drawing
     return torch.stack(rows)
 
 
