@@ -114,8 +114,13 @@ class EngineArgs:
         """Tokens per KV cache page."""
         return self.page_size or _PAGE_SIZE[torch.device(self.device).type]
 
-    def cache_size(self, layers: list[LayerKV], config: ModelConfig) -> tuple[int, int]:
+    def cache_size(self, layers: list[LayerKV], config: ModelConfig, step_bytes: int = 0) -> tuple[int, int]:
         """Pages in the cache and the longest sequence, so that one such sequence always fits.
+
+        Args:
+            layers: what each layer keeps per token.
+            config: the model's.
+            step_bytes: bytes of a GPU that stay free for the largest step.
 
         Raises:
             HeadstartError: the asked-for length exceeds the model's or the cache's; the sentence has the numbers.
@@ -130,8 +135,8 @@ class EngineArgs:
             2 * layer.num_kv_heads * layer.head_dim * layer.dtype.itemsize for layer in layers if layer.alias_of is None
         )
         page_bytes = token_bytes * self.tokens_per_page
-        pages = self.num_pages or max(1, self._memory(page_bytes, length) // page_bytes)
-        self._refuse_beyond_memory(pages, page_bytes)
+        pages = self.num_pages or max(1, self._memory(page_bytes, length, step_bytes) // page_bytes)
+        self._refuse_beyond_memory(pages, page_bytes, step_bytes)
         holds = pages * self.tokens_per_page
         if asked is not None and holds < asked:
             raise HeadstartError(
@@ -140,21 +145,28 @@ class EngineArgs:
             )
         return pages, min(length, holds)
 
-    def _refuse_beyond_memory(self, pages: int, page_bytes: int) -> None:
-        """A cache that a user asked for and the machine cannot hold."""
+    def _refuse_beyond_memory(self, pages: int, page_bytes: int, step_bytes: int) -> None:
+        """A cache that the machine cannot hold."""
         wanted = pages * page_bytes
-        if torch.device(self.device).type == "cpu" and wanted > psutil.virtual_memory().total:
-            raise HeadstartError(
-                f"a KV cache of {pages} pages of {self.tokens_per_page} tokens takes {wanted:,} bytes, more than this "
-                "machine has; lower num_pages, page_size or kv_cache_memory"
-            )
+        here = torch.device(self.device)
+        has = psutil.virtual_memory().total if here.type == "cpu" else torch.cuda.mem_get_info(here)[0] - step_bytes
+        if wanted <= has:
+            return
+        cache = f"a KV cache of {pages} pages of {self.tokens_per_page} tokens takes {wanted:,} bytes"
+        if here.type == "cpu":
+            raise HeadstartError(f"{cache}, more than this machine has; lower num_pages, page_size or kv_cache_memory")
+        fits = max(0, has // page_bytes * self.tokens_per_page)
+        raise HeadstartError(
+            f"{cache}, but beside the weights and the largest step {self.device} has {max(0, has):,} free, enough for "
+            f"{fits} tokens; lower max_model_len, max_num_batched_tokens or dtype, or give it more GPUs"
+        )
 
-    def _memory(self, page_bytes: int, length: int) -> int:
+    def _memory(self, page_bytes: int, length: int, step_bytes: int) -> int:
         """Bytes for the cache."""
         if self.kv_cache_memory is not None:
             return self.kv_cache_memory
         wanted = self.max_num_seqs * -(-length // self.tokens_per_page) * page_bytes
         if torch.device(self.device).type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            return min(wanted, max(page_bytes, int(free - total * (1 - self.gpu_memory_utilization))))
+            return min(wanted, int(free - total * (1 - self.gpu_memory_utilization)) - step_bytes)
         return min(wanted, int(psutil.virtual_memory().available * _CPU_CACHE_SHARE))

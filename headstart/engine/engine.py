@@ -16,6 +16,7 @@ from headstart.engine.batch import Allotment, TokenBatch
 from headstart.engine.draws import Draws
 from headstart.engine.flight import Drawn, StepInFlight
 from headstart.engine.intake import Prompt
+from headstart.engine.memory import step_bytes
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.planner import StepPlanner
@@ -78,7 +79,10 @@ class Engine:
         drafter = None if self._speculation is None else self._speculation.drafter
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
         sized = layers if drafter is None else [*layers, *drafter.layers()]
-        num_pages, self.max_model_len = args.cache_size(sized, self.checkpoint.config)
+        config = self.checkpoint.config
+        longest = min(args.max_model_len or config.max_position, config.max_extended_position)
+        taken = step_bytes(decoder, args.step_tokens, args.max_num_seqs, longest)
+        num_pages, self.max_model_len = args.cache_size(sized, config, taken)
         if drafter is not None:
             drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
         self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)

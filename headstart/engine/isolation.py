@@ -3,6 +3,8 @@
 from collections import deque
 from itertools import count
 
+import torch
+
 from headstart.engine.engine import Engine
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
@@ -44,6 +46,9 @@ class StepGuard:
         try:
             return self.engine.step(), self._own_failures()
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                # What it holds in pieces too small for this step may do for the next, which has one request only.
+                torch.cuda.empty_cache()
             running = list(dict.fromkeys(sequence.request for sequence in self.engine.planner.running))
             self._recover(error)
             self._suspects = deque(running)
