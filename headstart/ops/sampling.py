@@ -73,7 +73,7 @@ def draw_reference(
         if 0 < k < len(row) or p < 1:
             weights, order = weights.sort(descending=True, stable=True)
             if 0 < k < len(row):
-                weights[k:] = 0.0
+                weights[int(k) :] = 0.0
             if p < 1:
                 before = weights.cumsum(0) - weights
                 weights = torch.where((before < p * weights.sum()) | (order == order[0]), weights, 0.0)

@@ -9,7 +9,7 @@ from headstart.ops.attention.dispatch import paged_attention
 from headstart.ops.attention.layout import PagedIndex, RaggedLayout, Selection
 from headstart.ops.attention.merge import merge_attention
 from headstart.ops.attention.reference import paged_attention_reference
-from headstart.ops.attention.write import write_kv
+from headstart.ops.write_kv import write_kv
 
 __all__ = [
     "PagedIndex",
