@@ -2,8 +2,10 @@
 
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,9 @@ from headstart.models.decoder import Decoder
 
 _RUN_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LISTED = 3
+
+METHOD_FIELD = "headstart_method"
+"""The field of `config.json` that names the method that a checkpoint was trained for, with options as `--use` has."""
 
 
 @dataclass
@@ -50,6 +55,7 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     *,
     skip_tokenizer_init: bool = False,
+    methods: Collection[str] = (),
     load_format: str = "auto",
 ) -> Checkpoint:
     """Load a checkpoint.
@@ -63,6 +69,8 @@ def load_checkpoint(
         dtype: the dtype to run in; "auto" is the one that the config names, else float32.
         device: where the weights go.
         skip_tokenizer_init: leave the tokenizer out, for directories that have none.
+        methods: keys of the methods that are to serve it. Weights that were trained for a method are those of no
+            plain model, whatever their shapes.
         load_format: "auto" reads the weights; "dummy" draws random ones, for measurements: the directory then needs
             no more than its config.json.
 
@@ -71,6 +79,7 @@ def load_checkpoint(
     """
     path = default_checkpoint_path() if name_or_path is None else resolve(name_or_path)
     raw = read_json(path / "config.json")
+    refuse_without_method(raw, str(path), methods)
     config = ModelConfig.from_hf(raw, str(path / "config.json"))
     generation_config = GenerationConfig.from_directory(path, config)
     tokenizer = None if skip_tokenizer_init else Tokenizer.from_directory(path)
@@ -89,6 +98,19 @@ def load_checkpoint(
         tokenizer=tokenizer,
         generation_config=generation_config,
     )
+
+
+def refuse_without_method(raw: dict[str, Any], where: str, methods: Collection[str]) -> None:
+    """Refuse weights that were trained for a method which is not among these.
+
+    Raises:
+        CheckpointError: the config names such a method.
+    """
+    key = str(raw.get(METHOD_FIELD, "")).partition(":")[0]
+    if key and key not in methods:
+        raise CheckpointError(
+            f"{where} was trained for the method {key} and answers wrongly without it: add --use {key}"
+        )
 
 
 @torch.no_grad()
@@ -121,8 +143,13 @@ def run_dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:
 
 
 @torch.no_grad()
-def load_weights(decoder: Decoder, directory: Path) -> None:
+def load_weights(decoder: Decoder, directory: Path, parameters: dict[str, Tensor] | None = None) -> None:
     """Fill a decoder's parameters from the safetensors files of a directory.
+
+    Args:
+        decoder: the network that the files are of.
+        directory: where they lie.
+        parameters: what to fill instead, by the names of the decoder's parameters; the files need hold no others.
 
     Raises:
         CheckpointError: a file is missing or truncated, or a tensor is missing, unexpected, of another shape,
@@ -130,7 +157,8 @@ def load_weights(decoder: Decoder, directory: Path) -> None:
     """
     places = pieces(decoder.config)
     known = places | stacked_pieces(decoder.config)
-    parameters = dict(decoder.named_parameters())
+    parameters = dict(decoder.named_parameters()) if parameters is None else parameters
+    wanted = {name: piece for name, piece in places.items() if piece.parameter in parameters}
     filled: set[Piece] = set()
     unexpected: list[str] = []
     for path in shard_paths(directory):
@@ -143,11 +171,13 @@ def load_weights(decoder: Decoder, directory: Path) -> None:
                 if piece is None:
                     unexpected.append(name)
                     continue
+                if piece.parameter not in parameters:
+                    continue
                 _check_shape(name, entry, piece, path)
                 _copy(shard, name, piece, parameters[piece.parameter])
                 filled.add(piece)
     whole = {piece.parameter for piece in filled if piece.shape == parameters[piece.parameter].shape}
-    missing = [name for name, piece in places.items() if piece not in filled and piece.parameter not in whole]
+    missing = [name for name, piece in wanted.items() if piece not in filled and piece.parameter not in whole]
     for problem, names in (("lack", missing), ("hold the unexpected", unexpected)):
         if names:
             raise CheckpointError(

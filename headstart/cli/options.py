@@ -93,9 +93,7 @@ class EngineOptions:
     ] = None
     enforce_eager: Annotated[
         bool | None,
-        _engine(
-            "--enforce-eager", help="Capture no CUDA graphs: starts faster and decodes slower.", show_default=False
-        ),
+        _engine("--enforce-eager", help="Capture no CUDA graphs: start faster, decode slower.", show_default=False),
     ] = None
 
     def load(self) -> "LLM":

@@ -29,7 +29,7 @@ class EngineArgs:
         model: a Hugging Face directory or hub id; None is the checkpoint that comes with the package.
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
         device: "auto" takes a CUDA device if there is one.
-        load_format: "auto" reads the checkpoint's weights, "dummy" draws random ones, to measure speed by a config alone.
+        load_format: "auto" reads the checkpoint's weights, "dummy" draws random ones, to measure speed by a config.
         max_model_len: longest prompt plus output, in tokens (default: the model's own, or what the cache holds).
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: tokens per step (default: 512 on a CPU, 8,192 on a GPU).
@@ -135,8 +135,8 @@ class EngineArgs:
         holds = pages * self.tokens_per_page
         if asked is not None and holds < asked:
             raise HeadstartError(
-                f"the KV cache holds {holds} tokens ({pages} pages of {self.tokens_per_page}, {pages * page_bytes:,} bytes), "
-                f"fewer than max_model_len ({asked}); lower max_model_len or give the cache more memory"
+                f"the KV cache holds {holds} tokens ({pages} pages of {self.tokens_per_page}, {pages * page_bytes:,} "
+                f"bytes), fewer than max_model_len ({asked}); lower max_model_len or give the cache more memory"
             )
         return pages, min(length, holds)
 

@@ -75,9 +75,9 @@ class TokenBatch:
             drawn: int64 `[N]`, the tokens of the step before while they are on the device only; a sequence's
                 `draw_row` says which is its own.
         """
-        rows = _Rows()
-        for allotment in allotments:
-            rows.add(allotment)
+        rows = _Rows(len(allotments))
+        for number, allotment in enumerate(allotments):
+            rows.add(number, allotment)
         layout = RaggedLayout(
             [a.num_rows for a in allotments],
             [a.sequence.kv_length + a.num_rows for a in allotments],
@@ -89,42 +89,43 @@ class TokenBatch:
 
 
 class _Rows:
-    """A batch in the making, as Python lists."""
+    """A batch of S sequences in the making. Nothing here loops over tokens: a long chunk would feel it."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_sequences: int) -> None:
         self.token_ids: list[int] = []
-        self.positions: list[int] = []
-        self.lengths: list[int] = []
         self.logit_rows: list[int] = []
         # Rows whose token is on the device only, and its place there.
         self.unknown: list[int] = []
         self.sources: list[int] = []
+        # Per sequence: rows, the place of the first in it and in the batch, and the prompt's length.
+        self.shape = np.zeros((4, num_sequences), dtype=np.int64)
 
-    def add(self, allotment: Allotment) -> None:
+    def add(self, number: int, allotment: Allotment) -> None:
         """Append an allotment's rows."""
-        sequence, share = allotment.sequence, allotment.num_tokens
-        start = sequence.num_computed
-        end = start + allotment.num_rows
-        top = len(self.token_ids)
-        self.token_ids += [*sequence.tokens[start : start + share], *allotment.guesses]
-        if len(self.token_ids) < top + allotment.num_rows:
+        sequence, share, count = allotment.sequence, allotment.num_tokens, allotment.num_rows
+        start, top = sequence.num_computed, len(self.token_ids)
+        self.token_ids += sequence.tokens[start : start + share]
+        self.token_ids += allotment.guesses
+        if len(self.token_ids) < top + count:
             self.unknown.append(len(self.token_ids))
             self.sources.append(sequence.draw_row)
             self.token_ids.append(0)
-        self.positions += range(start, end)
-        prompt = min(max(sequence.num_prompt - start, 0), share)
-        self.lengths += [sequence.num_prompt] * prompt
-        self.lengths += range(start + prompt + 1, end + 1)
+        self.shape[:, number] = count, start, top, sequence.num_prompt
         if sequence.wants_prompt_rows and start < sequence.num_prompt:
             self.logit_rows += range(top, top + share)
         elif allotment.completes:
-            self.logit_rows += range(top + share - 1, top + allotment.num_rows)
+            self.logit_rows += range(top + share - 1, top + count)
 
     def batch(self, layout: RaggedLayout, allotments: list[Allotment], drawn: Tensor | None) -> TokenBatch:
         """All rows in one copy to the device."""
-        parts = (self.token_ids, self.positions, self.lengths, self.logit_rows, self.unknown, self.sources)
-        packed = to_device(np.array([value for part in parts for value in part], dtype=np.int64), layout.device)
-        token_ids, positions, lengths, logit_rows, unknown, sources = packed.split([len(part) for part in parts])
+        counts, starts, tops, prompts = self.shape
+        positions = np.arange(len(self.token_ids)) + np.repeat(starts - tops, counts)
+        prompts = np.repeat(prompts, counts)
+        lengths = np.where(positions < prompts, prompts, positions + 1)
+        lists = (self.token_ids, self.logit_rows, self.unknown, self.sources)
+        parts = [positions, lengths, *(np.array(values, dtype=np.int64) for values in lists)]
+        packed = to_device(np.concatenate(parts), layout.device).split([len(part) for part in parts])
+        positions, lengths, token_ids, logit_rows, unknown, sources = packed
         if self.unknown:
             assert drawn is not None, "a token is on the device only, but the step that drew it is not at hand"
             token_ids.index_copy_(0, unknown, drawn.index_select(0, sources))

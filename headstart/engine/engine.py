@@ -2,19 +2,18 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.checkpoints.reader import Checkpoint, load_checkpoint
+from headstart.checkpoints.reader import Checkpoint, load_checkpoint, refuse_without_method
 from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
+from headstart.engine.draws import Draws
 from headstart.engine.flight import Drawn, StepInFlight
 from headstart.engine.intake import Prompt
 from headstart.engine.outputs import RequestOutput
@@ -25,7 +24,7 @@ from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.rows import HiddenRows
 from headstart.engine.runner import Runner
-from headstart.engine.sampler import Guess, Sampled, Sampler
+from headstart.engine.sampler import Sampled, Sampler
 from headstart.engine.scheduler import ByPriority
 from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Retention, Verifier
 from headstart.engine.speculation import Speculation
@@ -56,13 +55,16 @@ class Engine:
     def __init__(self, args: EngineArgs, checkpoint: Checkpoint | None = None) -> None:
         self.args = args
         self.stack = Stack(args.use)
+        keys = [item.card.key for item in self.stack.methods]
         self.checkpoint = checkpoint or load_checkpoint(
             args.model,
             args.dtype,
             args.device,
             skip_tokenizer_init=args.skip_tokenizer_init,
+            methods=keys,
             load_format=args.load_format,
         )
+        refuse_without_method(self.checkpoint.config.raw, self.checkpoint.name, keys)
         if checkpoint is not None and self.stack.optional("linear", LinearOp) is not None:
             # The caller's model stays as it is: only a copy of its modules, around the same weights, is taken over.
             self.checkpoint = replace(checkpoint, decoder=checkpoint.decoder.with_same_weights())
@@ -104,6 +106,7 @@ class Engine:
         self._logit_rule = self.stack.optional("logit_rule", LogitRule)
         self.preparation = Preparation(args, self.stack, self.checkpoint, self.max_model_len)
         self._rows = HiddenRows(self.runner, self.sampler)
+        self._draws = Draws(self.runner, self.sampler, self.stack, self._speculation)
         self.runs_ahead = device.type == "cuda" if args.async_scheduling is None else args.async_scheduling
         # What looks at every token before the next can be drawn makes each step wait for the last.
         self._draws_blindly = self._speculation is None and self._retention is None and self._logit_rule is None
@@ -237,12 +240,12 @@ class Engine:
         for allotment in allotments:
             sequence = allotment.sequence
             assert sequence.lease is not None
-            sequence.lease.commit(sequence.tokens, self._num_shareable(sequence))
+            sequence.lease.commit(sequence.tokens, self.stack.num_shareable(sequence))
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
         said = self._totals["generation"]
-        for sequence, drawn in self._drawn(step):
+        for sequence, drawn in self._draws.read(step):
             try:
                 self._append(sequence, drawn)
             except Exception as error:
@@ -257,23 +260,6 @@ class Engine:
             self._speculation.end(self._totals["generation"] - said)
         self.watch.ran(step.planned)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
-
-    def _drawn(self, step: StepInFlight) -> Iterator[tuple[Sequence, Sampled]]:
-        """What each sequence says next."""
-        # Who has ended since draws no more, and who was set back draws the same once again.
-        rows = [row for row, allotment in enumerate(step.due) if step.stands(allotment)]
-        due = [step.due[row] for row in rows]
-        if not due:
-            return
-        if step.drawn is None:
-            # Drafts are never started ahead, so that where one has left each has a single row.
-            every = len(rows) == len(step.due)
-            yield from self._draws(due, step.hidden if every else step.hidden[torch.tensor(rows)])
-            return
-        tokens = step.drawn.read()
-        for row, allotment in zip(rows, due, strict=True):
-            allotment.sequence.num_ahead -= 1
-            yield allotment.sequence, Sampled(tokens[row], None)
 
     def stats(self) -> EngineStats:
         """The counters now."""
@@ -299,12 +285,6 @@ class Engine:
             tier_pages_out=self.store.tier_traffic[0],
             tier_pages_in=self.store.tier_traffic[1],
         )
-
-    def _num_shareable(self, sequence: Sequence) -> int:
-        """How many of the computed tokens have keys that another prompt's own computation would give."""
-        # A lossy decode writes other keys than a lossy prefill of the same tokens; what is on the device only has no name.
-        known = len(sequence.tokens) if self.stack.exact else sequence.num_prompt
-        return min(sequence.num_computed, known)
 
     def _bind_weights(self, decoder: Decoder) -> None:
         """Let a `LinearOp` take over the dense weights."""
@@ -332,48 +312,6 @@ class Engine:
                 self._totals["queried"] += sequence.num_prompt
                 self._totals["cached"] += request.num_cached
                 self._totals["prompt"] += sequence.num_prompt
-
-    def _draws(self, due: list[Allotment], hidden: Tensor) -> Iterator[tuple[Sequence, Sampled]]:
-        """Each sequence's next token, and as long as a guess stands the one after it. The caller appends what it gets
-        before it asks for more, since a draw depends on all tokens before it."""
-        logits = self.runner.logits(hidden)
-        first = [0, *accumulate(1 + len(allotment.guesses) for allotment in due)]
-        left = list(range(len(due)))
-        place = 0
-        while left:
-            sequences = [due[i].sequence for i in left]
-            rows = logits
-            if len(left) < len(logits):
-                rows = logits[torch.tensor([first[i] + place for i in left], device=logits.device)]
-            guesses = [_guess(due[i], place) for i in left]
-            standing: list[int] = []
-            for i, guess, drawn in zip(left, guesses, self._sample(rows, sequences, guesses), strict=True):
-                sequence = due[i].sequence
-                stands = guess is not None and drawn.token_id == guess.token
-                computed = place < len(due[i].guesses)
-                if stands:
-                    self._accept(sequence, drawn.token_id, computed)
-                yield sequence, drawn
-                if stands and computed and not sequence.finished:
-                    standing.append(i)
-            left, place = standing, place + 1
-
-    def _accept(self, sequence: Sequence, token: int, computed: bool) -> None:
-        """Take over the keys of a guess that stands and was computed; the token itself is appended as any other."""
-        assert self._speculation is not None and sequence.lease is not None
-        self._speculation.accept(sequence)
-        if not computed:
-            return
-        sequence.num_computed += 1
-        if sequence.num_computed % self.store.page_size == 0:
-            # Now, since the token may be the last and end the lease.
-            sequence.lease.commit([*sequence.tokens, token], self._num_shareable(sequence))
-
-    @torch.inference_mode()
-    def _sample(self, logits: Tensor, sequences: list[Sequence], guesses: list[Guess | None]) -> list[Sampled]:
-        if self._logit_rule is not None:
-            logits = self._logit_rule.apply(logits, sequences)
-        return self.sampler.sample(logits, sequences, guesses)
 
     def _append(self, sequence: Sequence, drawn: Sampled) -> None:
         """Take a drawn token: text, grammar, log-probabilities, and whether the output ends with it."""
@@ -443,14 +381,6 @@ class Engine:
         del self.requests[request.request_id]
         if request.own_namespace and request.namespace is not None:
             self.store.drop(request.namespace)
-
-
-def _guess(allotment: Allotment, place: int) -> Guess | None:
-    """What the allotment guesses at a place, if it reaches so far."""
-    draft = allotment.draft
-    if place == len(allotment.guesses):
-        draft, place = allotment.late, 0
-    return None if draft is None else Guess.of(draft, place, allotment.sequence.num_drafts)
 
 
 def with_output_kind(params: SamplingParams, kind: Any) -> SamplingParams:

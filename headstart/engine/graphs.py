@@ -76,7 +76,8 @@ class DecodeGraphs:
             page_table=torch.zeros(most, max_pages, dtype=torch.int32, device=device),
             query_starts=torch.arange(most + 1, dtype=torch.int32, device=device),
         )
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        # A graph reads its batch where it lay at the capture, so that the batch has to stay.
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, TokenBatch]] = {}
 
     @torch.inference_mode()
     def capture(self, progress: Callable[[list[int]], Iterable[int]] = iter) -> None:
@@ -97,7 +98,7 @@ class DecodeGraphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 hidden = self._forward(batch)
-            self._graphs[size] = graph, hidden
+            self._graphs[size] = graph, hidden, batch
 
     def fits(self, batch: TokenBatch) -> bool:
         """Whether a step is one that these graphs know: a row for each sequence, all of whose logits are wanted."""
@@ -113,13 +114,15 @@ class DecodeGraphs:
         rows = batch.layout.num_rows
         size = self.sizes[bisect_left(self.sizes, rows)]
         index, own = batch.layout.index, self._buffers
-        torch._foreach_copy_(
-            [*own.rows[:, :rows], own.kv_lengths[:rows], own.page_table[:rows, : index.page_table.shape[1]]],
-            [batch.token_ids, batch.positions, batch.lengths, batch.layout.slots, index.kv_lengths, index.page_table],
-        )
+        for mine, its in zip(
+            own.rows[:, :rows], (batch.token_ids, batch.positions, batch.lengths, batch.layout.slots), strict=True
+        ):
+            mine.copy_(its)
+        own.kv_lengths[:rows].copy_(index.kv_lengths)
+        own.page_table[:rows, : index.page_table.shape[1]].copy_(index.page_table)
         if size > rows:
             own.rows[3, rows:size] = -1
             own.kv_lengths[rows:size] = 0
-        graph, hidden = self._graphs[size]
+        graph, hidden, _ = self._graphs[size]
         graph.replay()
         return hidden[:rows]

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.cache import PagedKVStore
+from headstart.engine.request import Sequence
 from headstart.engine.scheduler import StallFree
 from headstart.engine.seams import DEFAULTS, SLOTS, Scheduler, Seam
 from headstart.errors import MethodError, did_you_mean
@@ -47,8 +48,7 @@ class Stack:
         cards = [item.card for item in self.methods]
         self.exact = all(card.exact for card in cards)
         self.whole_prompts = any(card.chunking == "whole" for card in cards)
-        lossy = sorted(registry.describe(item) for item in self.methods if not item.card.exact)
-        self.fingerprint = hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
+        self.fingerprint = self._fingerprint()
         self.shares_keys = self.exact or not (self.whole_prompts or "retention" in self._filled)
         made = {seam: seam() for seam in DEFAULTS.values()}
         self._defaults: dict[str, Seam] = {slot: made[seam] for slot, seam in DEFAULTS.items()}
@@ -74,6 +74,14 @@ class Stack:
         """
         for item in self.methods:
             item.start(checkpoint)
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        """Of the lossy methods with their options, and of what else decides what they compute."""
+        from headstart.methods import registry
+
+        lossy = sorted(f"{registry.describe(item)} {item.identity()}" for item in self.methods if not item.card.exact)
+        return hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
 
     def identity(self, prompt_length: int) -> str:
         """The fingerprint for a prompt of this length: it says too which lossy methods a short context keeps out."""
@@ -83,6 +91,13 @@ class Stack:
             str(int(prompt_length >= item.card.min_context)) for item in self.methods if not item.card.exact
         )
         return f"{self.fingerprint}:{sides}"
+
+    def num_shareable(self, sequence: Sequence) -> int:
+        """How many of its computed tokens have keys that another prompt's own computation would give."""
+        # A lossy decode writes other keys than a lossy prefill of the same tokens; what only the device knows has no
+        # name yet.
+        known = len(sequence.tokens) if self.exact else sequence.num_prompt
+        return min(sequence.num_computed, known)
 
     @property
     def scheduler(self) -> Scheduler:

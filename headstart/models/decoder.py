@@ -17,7 +17,7 @@ from headstart.models.rope import Rope
 from headstart.ops.activation import gated
 from headstart.ops.linear import linear
 from headstart.ops.moe import empty_experts, mix_experts, route
-from headstart.ops.rotary import HeadNorms, RotaryRows, rotary_rows, rotate_heads
+from headstart.ops.rotary import HeadNorms, RotaryRows, apply_rotary, rotary_rows, rotate_heads
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,21 @@ class Attention(nn.Module):
             qk, v = qk.clamp(-self.clip, self.clip), v.clamp(-self.clip, self.clip)
         q, k = rotate_heads(qk, spec.num_heads, rows, norms).split((spec.num_heads, spec.num_kv_heads), 1)
         return self.output(attend(spec, q, k, v).reshape(x.shape[0], -1))
+
+    def queries(self, projected: Tensor, rows: RotaryRows) -> Tensor:
+        """Projected queries `[T, H * D]` → `[T, H, D]` as they meet the keys: normalised, clipped, rotated."""
+        return self._rotated(projected, self.q_norm, rows)
+
+    def keys_values(self, projected: Tensor, rows: RotaryRows) -> tuple[Tensor, Tensor]:
+        """Projected keys and values `[T, 2 * Hkv * D]` → both `[T, Hkv, D]` as they are kept."""
+        k, v = projected.chunk(2, -1)
+        v = v.view(len(v), -1, self.spec.head_dim)
+        return self._rotated(k, self.k_norm, rows), v if self.clip is None else v.clamp(-self.clip, self.clip)
+
+    def _rotated(self, projected: Tensor, norm: RMSNorm | None, rows: RotaryRows) -> Tensor:
+        x = projected.view(len(projected), -1, self.spec.head_dim)
+        x = x if norm is None else self._normalise(x, norm)
+        return apply_rotary(x if self.clip is None else x.clamp(-self.clip, self.clip), rows)
 
     def _head_norms(self) -> HeadNorms | None:
         """The norms that can be computed with the rotation; None where there are none, or other ones."""

@@ -66,6 +66,10 @@ EXAMPLES: dict[str, Example] = {
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
     "sarathi": Example(("chunk=7,batch=3",)),
     "sarathi-serve": Example(("chunk=9",)),
+    "swiftkv": Example(
+        ("weights=untrained,depth=1", "weights=untrained,depth=0,group=2"),
+        no_dense="what is ordinary in all layers depends on how many there are: tests/methods/distil",
+    ),
     "speculative": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
 }
 """By key."""

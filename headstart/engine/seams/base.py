@@ -15,6 +15,11 @@ class Seam:
         """Asked once, before anything else: refuse a model that it cannot serve (MethodError), or prepare for it."""
         return
 
+    def identity(self) -> str:
+        """What decides beside its options, once it is started, what it computes: the content of a trained file, say.
+        It is part of the identity of the keys that a lossy method writes."""
+        return ""
+
     def counters(self) -> dict[str, int]:
         """What it has counted since the start, by name; `EngineStats` shows it."""
         return {}

@@ -101,8 +101,25 @@ class AmongAttend(Attend, Protocol):
         ...
 
 
+class LastAttend(Protocol):
+    """Attention for the last rows of each sequence alone, over keys that are kept already."""
+
+    def __call__(self, spec: "AttentionSpec", q: Tensor) -> Tensor:
+        """`q [R, H, D]`, the sequences' rows one after the other → `[R, H, D]`."""
+        ...
+
+
 class StepAttend(Attend, Protocol):
     """The `Attend` of a step's rows, and the way to that of others."""
+
+    def keep(self, spec: "AttentionSpec", k: Tensor, v: Tensor) -> None:
+        """Keep a layer's keys and values of the step's rows, both `[T, Hkv, D]`, without attending."""
+        ...
+
+    def last(self, counts: Seq[int]) -> LastAttend:
+        """Attend with the last so many rows of each sequence, the way that is in force for it, once `keep` has kept
+        the layer's keys of all rows. A count of 0 leaves a sequence out; they are not all 0."""
+        ...
 
     def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> AmongAttend:
         """Attend with other rows than the step's, over some of the keys, exactly.

@@ -19,15 +19,15 @@ def attend_densely(
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` of any layout that is on the host, without soft cap and selection."""
     if len(layout.rectangles) == 1 and len(layout.query_lengths) == 1:
-        only = layout.rectangles[0]
-        return attend_chunk(q, only.keys(k_pages, 0), only.keys(v_pages, 0), scale, window)
+        keys, values = layout.gather(0, k_pages, v_pages)
+        return attend_chunk(q, keys, values, scale, window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     for rectangle in layout.rectangles:
         if len(rectangle.sequences) == 1:
             start = layout.query_starts[rectangle.sequences[0]]
             rows = slice(start, start + rectangle.query_lengths[0])
-            keys, values = rectangle.keys(k_pages, 0), rectangle.keys(v_pages, 0)
+            keys, values = layout.gather(rectangle.sequences[0], k_pages, v_pages)
             out[rows], lse[rows] = attend_chunk(q[rows], keys, values, scale, window)
         else:
             attend_rectangle(q, k_pages, v_pages, rectangle, scale, window, out, lse)

@@ -31,6 +31,56 @@ class Selection:
     pages: Tensor
     query_block: int
 
+    def looks(self, s: int, rows: Tensor, keys: Tensor, page_size: int) -> Tensor:
+        """bool `[Q, Hkv, N]`: whether rows `[Q]` of sequence s look at keys `[N]`, both counted from its first."""
+        return self.pages[s, rows // self.query_block][:, :, keys // page_size]
+
+    def key_blocks(self, layout: "RaggedLayout") -> "KeyBlocks":
+        """The same as lists of pages, without those behind every row of their block; the host does not wait."""
+        blocks, pages = self.pages.shape[1], self.pages.shape[3]
+        starts, lengths = layout.index.query_starts, layout.index.kv_lengths
+        last = torch.arange(1, blocks + 1, device=starts.device)[None] * self.query_block - 1 - starts.diff()[:, None]
+        ends = torch.minimum(lengths[:, None] + last + 1, lengths[:, None])  # [S, B]: keys that the block may see
+        number = torch.arange(pages, device=starts.device)
+        seen = self.pages & (number * layout.page_size < ends[:, :, None, None])
+        counts = seen.sum(-1, dtype=torch.int32)
+        # What is not seen goes to a place behind the lists.
+        places = torch.where(seen, seen.cumsum(-1) - 1, pages)
+        lists = torch.zeros(*seen.shape[:3], pages + 1, dtype=torch.int32, device=seen.device)
+        lists.scatter_(-1, places, number.int().expand(seen.shape))
+        return KeyBlocks(
+            lists.transpose(1, 2).contiguous(), counts.transpose(1, 2).contiguous(), self.query_block, layout.page_size
+        )
+
+
+@dataclass(frozen=True)
+class KeyBlocks:
+    """Which blocks of keys the queries of one layer look at, as lists: what the GPU kernel reads.
+
+    Args:
+        blocks: int32 `[S, Hb, B, K]`: for each sequence, head and block of query rows, the blocks of keys in ascending
+            order, in units of `key_block`. Hb is Hkv, or H where each query head has a list of its own. Causality
+            holds on top of it.
+        counts: int32 `[S, Hb, B]`: how many of each list count.
+        query_block: query rows per block.
+        key_block: keys per block.
+    """
+
+    blocks: Tensor
+    counts: Tensor
+    query_block: int
+    key_block: int
+
+    def looks(self, s: int, rows: Tensor, keys: Tensor, page_size: int) -> Tensor:
+        """bool `[Q, Hb, N]`: whether rows `[Q]` of sequence s look at keys `[N]`, both counted from its first."""
+        asked = keys // self.key_block
+        most = int(asked.max())
+        listed = torch.arange(self.blocks.shape[3], device=keys.device) < self.counts[s, ..., None]
+        places = torch.where(listed & (self.blocks[s] <= most), self.blocks[s], most + 1).long()
+        chosen = torch.zeros(*listed.shape[:2], most + 2, dtype=torch.bool, device=keys.device)
+        chosen.scatter_(2, places, True)
+        return chosen[:, rows // self.query_block][:, :, asked].transpose(0, 1)
+
 
 class PagedIndex(NamedTuple):
     """A layout as kernels read it.
@@ -59,18 +109,7 @@ class Rectangle:
     pages: Tensor
     query_lengths: list[int]
     kv_lengths: list[int]
-    first_pages: list[int | None]  # where the sequence's pages follow each other: the first; None otherwise
     masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
-
-    def keys(self, pages: Tensor, i: int) -> Tensor:
-        """`[N, Hkv, D]`, the i-th sequence's part of `pages [P, page_size, Hkv, D]`: a view when its pages follow each
-        other, a copy otherwise."""
-        length = self.kv_lengths[i]
-        count, first = -(-length // pages.shape[1]), self.first_pages[i]
-        if first is not None:
-            start = first * pages.shape[1]
-            return pages.view(-1, *pages.shape[2:])[start : start + length]
-        return pages.index_select(0, self.pages[i, :count]).flatten(0, 1)[:length]
 
 
 class RaggedLayout:
@@ -145,6 +184,35 @@ class RaggedLayout:
         table[np.arange(table.shape[1]) < counts[:, None]] = np.fromiter(pages, dtype=np.int32, count=int(counts.sum()))
         return table
 
+    @property
+    def on_host(self) -> bool:
+        """Whether the lengths and pages are known on the host, too."""
+        return "query_lengths" in self.__dict__
+
+    @cached_property
+    def is_contiguous(self) -> bool:
+        """Whether the pages of every sequence are known to follow each other."""
+        return self.on_host and None not in self.first_pages
+
+    @cached_property
+    def first_pages(self) -> list[int | None]:
+        """Per sequence its first page where all its pages follow each other, else None."""
+        counts = -(-np.array(self.kv_lengths) // self.page_size)
+        breaks = (np.diff(self._table, axis=1) != 1) & (np.arange(1, self._table.shape[1]) < counts[:, None])
+        return [
+            None if broken else first for broken, first in zip(breaks.any(1), self._table[:, 0].tolist(), strict=True)
+        ]
+
+    def gather(self, s: int, *pools: Tensor) -> list[Tensor]:
+        """`[N, Hkv, D]` of each pool `[P, page_size, Hkv, D]`: what sequence s holds there; a view where its pages
+        follow each other, a copy otherwise."""
+        length, first = self.kv_lengths[s], self.first_pages[s]
+        if first is not None:
+            start = first * self.page_size
+            return [pool.flatten(0, 1)[start : start + length] for pool in pools]
+        pages = self.index.page_table[s, : -(-length // self.page_size)]
+        return [pool.index_select(0, pages).flatten(0, 1)[:length] for pool in pools]
+
     @cached_property
     def index(self) -> PagedIndex:
         """The layout in the device's memory, brought there in one copy that the host does not wait for."""
@@ -196,19 +264,16 @@ class RaggedLayout:
     def _rectangle(self, group: list[int]) -> Rectangle:
         width = max(self.query_lengths[s] for s in group)
         depth = -(-max(self.kv_lengths[s] for s in group) // self.page_size)
-        rows, pages, first_pages = [], [], []
+        rows, pages = [], []
         for s in group:
             start, length = self.query_starts[s], self.query_lengths[s]
             rows.append(list(range(start, start + length)) + [start + length - 1] * (width - length))
             table = list(self.page_tables[s][: -(-self.kv_lengths[s] // self.page_size)])
             pages.append(table + [table[-1]] * (depth - len(table)))
-            contiguous = table == list(range(table[0], table[0] + len(table)))
-            first_pages.append(table[0] if contiguous else None)
         return Rectangle(
             sequences=group,
             rows=torch.tensor(rows, dtype=torch.int64, device=self.device),
             pages=torch.tensor(pages, dtype=torch.int64, device=self.device),
             query_lengths=[self.query_lengths[s] for s in group],
             kv_lengths=[self.kv_lengths[s] for s in group],
-            first_pages=first_pages,
         )

@@ -112,5 +112,7 @@ def _launch(
         OFFSET=offset,
         LATE=late_rounding,
         BLOCK=block,
+        # A product and a sum in one would leave out the rounding between them.
+        enable_fp_fusion=False,  # pyright: ignore[reportCallIssue]
         num_warps=min(16, max(1, block // 512)),  # pyright: ignore[reportCallIssue]
     )

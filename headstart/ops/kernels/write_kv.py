@@ -34,7 +34,7 @@ def _write(
         head, column = element // head_dim, element % head_dim
         k = tl.load(k_ptr + row * k_strides[0] + head * k_strides[1] + column, mask=inside)
         v = tl.load(v_ptr + row * v_strides[0] + head * v_strides[1] + column, mask=inside)
-        if LARGEST:
+        if LARGEST > 0.0:
             # The hardware's conversion of what is too large is not the same everywhere.
             k = tl.clamp(k.to(tl.float32) * k_factor, -LARGEST, LARGEST)
             v = tl.clamp(v.to(tl.float32) * v_factor, -LARGEST, LARGEST)
