@@ -21,6 +21,9 @@ MOST_ROWS = 16
 # Larger than the level-two cache of any GPU that this runs on: written between two runs, it leaves nothing there.
 _FLUSH_BYTES = 128 << 20
 _REPEATS = 7
+# So long is the device busy with emptying the cache that the host, slow in launching a kernel, is done before it: else
+# the launch would be measured, of which a captured step has none.
+_FLUSHES = 6
 # cuBLAS stays where a kernel is not faster by more than what repeated measurements differ by.
 _MARGIN = 0.97
 
@@ -76,7 +79,8 @@ def seconds(run: Callable[[], object], before: Callable[[], object], repeats: in
     run()
     times = []
     for _ in range(repeats):
-        before()
+        for _ in range(_FLUSHES):
+            before()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         run()
