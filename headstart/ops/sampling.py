@@ -73,7 +73,7 @@ def draw_reference(
         if 0 < k < len(row) or p < 1:
             weights, order = weights.sort(descending=True, stable=True)
             if 0 < k < len(row):
-                weights[k:] = 0.0
+                weights[int(k) :] = 0.0
             if p < 1:
                 before = weights.cumsum(0) - weights
                 weights = torch.where((before < p * weights.sum()) | (order == order[0]), weights, 0.0)
@@ -173,14 +173,14 @@ def uniforms(seeds: ArrayLike, positions: ArrayLike, purpose: int = 0, number: i
     They are those of `numpy.random.Philox(key=seed, counter=[position, purpose, number, 0])`, all at once.
 
     Args:
-        seeds: `[N]`, whole numbers modulo 2^64.
+        seeds: `[N]`, whole numbers from 0 to 2^64 - 1.
         positions: `[N]`.
         purpose, number: tell apart what is decided at one position.
 
     Returns:
         `[N]`.
     """
-    seeds, positions = (np.asarray(values).astype(np.uint64) for values in (seeds, positions))
+    seeds, positions = (np.asarray(values, dtype=np.uint64) for values in (seeds, positions))
     count = len(seeds)
     keys = np.repeat(_KEY_STEPS[:, :, None], count, 2)
     keys[:, 0] += seeds

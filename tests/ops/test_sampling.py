@@ -43,5 +43,5 @@ def test_uniforms_are_those_of_numpy(rows: list[tuple[int, int]], purpose: int, 
         np.random.Generator(np.random.Philox(key=seed, counter=[position, purpose, number, 0])).random()
         for seed, position in rows
     ]
-    seeds = np.array([seed for seed, _ in rows], dtype=np.uint64)
-    assert uniforms(seeds, [position for _, position in rows], purpose, number).tolist() == expected
+    seeds, positions = [seed for seed, _ in rows], [position for _, position in rows]
+    assert uniforms(seeds, positions, purpose, number).tolist() == expected

@@ -134,8 +134,12 @@ def test_no_number_decides_two_things(drafts, monkeypatch, key):
         used[seed, position, purpose, number] += 1
         return uniform(seed, position, purpose, number)
 
+    def watched_rows(seeds, positions, purpose):
+        return [watched(seed, position, purpose) for seed, position in zip(seeds, positions, strict=True)]
+
     uniform = sampler.uniform
     monkeypatch.setattr(sampler, "uniform", watched)
+    monkeypatch.setattr(sampler, "uniforms", watched_rows)
     monkeypatch.setattr(draft_model, "uniform", watched)
     engine = make_engine(models.PLAIN, METHODS[key](f"{drafts / 'near'}", guard=False))
     serve(engine, [models.ids(9)], SamplingParams(max_tokens=40, temperature=1.0, n=3, seed=1, ignore_eos=True))
