@@ -30,13 +30,6 @@ class LogLevel(StrEnum):
     TRACE = "trace"
 
 
-class SchedulingPolicy(StrEnum):
-    """vLLM's policies."""
-
-    FCFS = "fcfs"
-    PRIORITY = "priority"
-
-
 @with_options
 def serve(
     engine: EngineOptions,
@@ -73,13 +66,14 @@ def serve(
         typer.Option(help="Of the draws of requests that bring no seed of their own.", rich_help_panel="Engine"),
     ] = None,
     scheduling_policy: Annotated[
-        SchedulingPolicy,
+        str,
         typer.Option(
             help="Who starts first: fcfs in order of arrival; priority by the requests' field `priority`, lowest "
-            "first.",
+            "first (priority:aging=SECONDS says what a level is worth in waiting); fair whose key was served least; "
+            "cache-aware who finds most of its prompt in the cache.",
             rich_help_panel="Engine",
         ),
-    ] = SchedulingPolicy.FCFS,
+    ] = "fcfs",
     engine_process: Annotated[
         bool,
         typer.Option(
@@ -101,6 +95,7 @@ def serve(
     """
     from headstart.engine.async_engine import AsyncEngine
     from headstart.engine.process import ProcessEngine
+    from headstart.engine.waiting import line_of
     from headstart.server.app import create_app
     from headstart.server.run import Tls, bind, run_server
     from headstart.server.tracing import tracing_to
@@ -109,6 +104,7 @@ def serve(
     keys = api_key or ([""] if _KEY_VARIABLE in os.environ else [])
     tenants = limits.read(keys)
     tracing = tracing_to(connection.otlp_traces_endpoint)
+    line_of(scheduling_policy)
     tls = Tls.of(connection.ssl_keyfile, connection.ssl_certfile)
     # The port first: a model can take minutes to load, only to find that nobody could reach it.
     listener = bind(host, port)
@@ -117,7 +113,7 @@ def serve(
         settings["model"] = checkpoint
     if seed is not None:
         settings["seed"] = seed
-    settings["scheduling_policy"] = scheduling_policy.value
+    settings["scheduling_policy"] = scheduling_policy
     loaded = (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
     app = create_app(
         loaded,

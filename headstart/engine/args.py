@@ -9,6 +9,7 @@ import torch
 
 from headstart.engine.seams import LayerKV
 from headstart.engine.tiers import TierSpec
+from headstart.engine.waiting import line_of
 from headstart.errors import HeadstartError
 from headstart.models.config import ModelConfig
 
@@ -37,7 +38,8 @@ class EngineArgs:
         kv_tier: where cached keys go when their pages are wanted, as `cpu=2GB,disk=PATH:10GB` (default: nowhere).
         gpu_memory_utilization: share of a GPU's memory that weights and cache may take together.
         seed: of the draws of requests that bring no seed of their own.
-        scheduling_policy: "fcfs" serves in order of arrival, "priority" by `SamplingParams.priority` first.
+        scheduling_policy: who is started first: "fcfs" in order of arrival, "priority" by `SamplingParams.priority`,
+            "fair" whose tenant was served least, "cache-aware" who finds most of its prompt in the cache.
         use: methods, as keys with options (`"sarathi-serve:chunk=512"`) or as instances.
         skip_tokenizer_init: run without a tokenizer; prompts are then token ids and outputs have no text.
     """
@@ -75,8 +77,7 @@ class EngineArgs:
             raise HeadstartError(f"page_size must be at most {_LARGEST_PAGE} tokens, not {self.page_size}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise HeadstartError(f"seed must be a whole number of at least 0, not {self.seed!r}")
-        if self.scheduling_policy not in ("fcfs", "priority"):
-            raise HeadstartError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")
+        line_of(self.scheduling_policy)
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._check_device()

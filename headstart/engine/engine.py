@@ -26,12 +26,12 @@ from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.runner import Runner
 from headstart.engine.sampler import Guess, Sampled, Sampler
-from headstart.engine.scheduler import ByPriority
 from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization, Verifier
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.tiered import add_tiers
-from headstart.engine.watch import Watch, namespace_of
+from headstart.engine.waiting import line_of
+from headstart.engine.watch import Watch, namespace_of, tenant_digest
 from headstart.errors import InvalidRequestError, MethodError
 from headstart.models.decoder import Decoder
 from headstart.models.layers import Linear
@@ -106,10 +106,10 @@ class Engine:
         self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.page_size, device)
         if args.kv_tier is not None:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
-        inner = self.stack.scheduler
-        self._scheduler = ByPriority(inner) if args.scheduling_policy == "priority" else inner
+        self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
-        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts)
+        line = line_of(args.scheduling_policy)
+        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts, line)
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
         self.sampler = Sampler(
@@ -182,6 +182,7 @@ class Engine:
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             namespace=namespace,
             own_namespace=own_namespace,
+            tenant=tenant_digest(cache_salt),
             metrics=RequestMetrics(arrival_time=arrived),
             pooler=None if params.pooling is None else Pooler(params.pooling, self.checkpoint.path),
         )
@@ -312,7 +313,7 @@ class Engine:
                 "prompt and output together; shorten the prompt",
                 "prompt",
             )
-        if params.priority and self.args.scheduling_policy != "priority":
+        if params.priority and not self.args.scheduling_policy.startswith("priority"):
             raise InvalidRequestError(
                 "priority is only for engines with --scheduling-policy priority; this one serves in order of arrival",
                 "priority",

@@ -62,10 +62,13 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 
 
 EXAMPLES: dict[str, Example] = {
+    "fastgen": Example(("budget=9",)),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
+    "orca": Example(("", "batch=3")),
+    "request-batches": Example(("", "batch=3")),
     "sarathi": Example(("chunk=7,batch=3",)),
-    "sarathi-serve": Example(("chunk=9",)),
+    "sarathi-serve": Example(("chunk=9", "chunk=9,long=20")),
     "speculative": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
 }
 """By key."""

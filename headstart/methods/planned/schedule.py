@@ -53,27 +53,4 @@ planned(
         composes="`hydragen`, chunks as in `sarathi`, quantised caches.",
         conflicts="Latency targets; keeping prefixes across jobs.",
     ),
-    MethodCard(
-        "fastgen",
-        stage="schedule",
-        paper=Paper(
-            "DeepSpeed-FastGen: High-throughput Text Generation for LLMs via MII and DeepSpeed-Inference",
-            arxiv="2401.08671",
-            venue="arXiv, 2024",
-        ),
-        slots=("scheduler",),
-        summary="""Gives every forward pass the same number of tokens, near the point where throughput saturates.
-        Long prompts are cut over several passes, and short ones are packed together with decode tokens until the
-        budget is met exactly. Token latency becomes steadier and throughput higher than with whole prompts. Cutting
-        a prompt leaves the result unchanged.""",
-        when_not="For single requests or loads of decoding only. Its budget of 768 tokens is meant for an A100.",
-        claim=Claim(
-            "2.3 times the effective throughput of vLLM, tail latency up to 3.7 times lower",
-            setting="""Llama-2 70B on 4 A100 80GB, vLLM of late 2023: 1.42 instead of 0.63 requests/s at 4 tokens/s
-            or more, prompts of 2600 and answers of 60 tokens; P95 token latency at 2600 and 128, 16 clients""",
-            source="the paper",
-        ),
-        composes="Prefix caching, quantisation, tensor parallelism.",
-        conflicts="Another scheduler; speculative decoding, unless drafts count in the budget.",
-    ),
 )
