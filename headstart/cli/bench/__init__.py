@@ -2,6 +2,7 @@
 
 import typer
 
+from headstart.cli.bench.capacity import capacity
 from headstart.cli.bench.compare import compare
 from headstart.cli.bench.engine import engine
 from headstart.cli.bench.method import method
@@ -14,5 +15,6 @@ app.command()(method)
 app.command()(compare)
 app.command()(engine)
 app.command()(serve)
+app.command()(capacity)
 app.command()(quality)
 app.command()(train)

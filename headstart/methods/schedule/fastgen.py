@@ -31,8 +31,8 @@ class FastGen(Scheduler):
     Token latency becomes steadier and throughput higher than with whole prompts. Cutting a prompt leaves the result
     unchanged.
 
-    Decodes beyond the budget take turns. A decode for which there is no page is skipped; when nothing at all can run,
-    who was admitted last gives its pages back and goes to the end of the line.
+    A decode for which there is no page is skipped; when nothing at all can run, who was admitted last gives its pages
+    back and goes to the end of the line.
 
     Args:
         budget: tokens per step; 768 is the code's default. 0 finds the knee: a profile run at the start takes the
@@ -45,22 +45,17 @@ class FastGen(Scheduler):
             raise MethodError(f"fastgen: budget must be at least 0, and context at least 1, not {budget} and {context}")
         self.budget, self.context = budget, context
         self.step_tokens = budget or None
-        self._turn = 0
 
     def start(self, checkpoint: Checkpoint) -> None:
         if self.budget == 0:
             from headstart.methods.schedule.profile import StepProfile, knee
 
-            self.budget = self.step_tokens = knee(StepProfile(checkpoint, self.context, 4096), 4096)
+            self.budget = self.step_tokens = knee(StepProfile(checkpoint, self.context), 4096)
 
     def schedule(self, step: StepPlanner) -> None:
         step.budget = min(step.budget, self.budget or step.budget)
-        decoding = step.decoding
-        if len(decoding) > step.budget:
-            first = self._turn % len(decoding)
-            self._turn = first + step.budget
-            decoding = (decoding[first:] + decoding[:first])[: step.budget]
-        for sequence in decoding:
+        # Never more of them than the budget: nobody is admitted into a step that decodes fill.
+        for sequence in step.decoding:
             step.decode(sequence, may_preempt=False)
         for sequence in step.prefilling:
             step.prefill(sequence)
@@ -68,5 +63,5 @@ class FastGen(Scheduler):
             pass
         if step.running and not step.allotments():
             step.preempt(next(reversed(step.running)), last=True)
-            for sequence in step.decoding[: step.budget]:
+            for sequence in step.decoding:
                 step.decode(sequence, may_preempt=False)

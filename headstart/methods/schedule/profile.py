@@ -19,25 +19,24 @@ class StepProfile:
 
     Args:
         checkpoint: the model, as it is loaded.
-        context: tokens of context at the end of each timed step.
-        largest: tokens of the largest step that will be asked for.
+        context: tokens of context at the end of each timed step, and the most that one may have.
 
     Attributes:
         tile: steps should be multiples of so many tokens.
         context: as asked for, as far as the model can tell positions apart.
     """
 
-    def __init__(self, checkpoint: Checkpoint, context: int, largest: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, context: int) -> None:
         device = str(checkpoint.decoder.embedding.weight.device)
         self.tile = TILES.get(device.partition(":")[0], 128)
         longest = checkpoint.config.max_extended_position
-        self.context = min(max(context, largest), longest - 1)
+        self.context = min(context, longest - 1)
         # What is before a step is read once, and found in the cache by all others.
         self._engine = Engine(
             EngineArgs(
                 device=device,
                 page_size=16,
-                num_pages=-(-(self.context + 1) // 16) + -(-largest // 16) + 2,
+                num_pages=2 * -(-(self.context + 1) // 16) + 2,
                 max_num_batched_tokens=self.context,
                 skip_tokenizer_init=True,
             ),
@@ -45,7 +44,7 @@ class StepProfile:
         )
         self._random = random.Random(0)
         self._past = self._tokens(self.context)
-        self.seconds(self.tile)
+        self.seconds(min(self.tile, self.context))
 
     def seconds(self, tokens: int) -> float:
         """The best of a few steps of so many tokens, at most the context."""

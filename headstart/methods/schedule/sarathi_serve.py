@@ -67,7 +67,7 @@ class SarathiServe(Scheduler):
             return
         from headstart.methods.schedule.profile import StepProfile, largest_step
 
-        profile = StepProfile(checkpoint, self.context, 2048)
+        profile = StepProfile(checkpoint, self.context)
         found = largest_step(profile, self.tbt_ms / 1000, 2048)
         if found is None:
             least = 1000 * profile.seconds(profile.tile)
