@@ -30,3 +30,17 @@ def test_capacities_are_simulated_from_measured_steps(headstart: Callable) -> No
 def test_bad_input_is_one_sentence(headstart: Callable, arguments: list[str], sentence: str) -> None:
     ran = headstart("bench", "capacity", *arguments)
     assert ran.code == 2 and sentence in ran.err and ran.err.count("\n") == 1
+
+
+def test_a_placement_is_chosen_and_the_verdict_said(headstart: Callable) -> None:
+    ran = headstart(
+        *("bench", "placement", "--slo", "ttft=30,tpot=5", "--requests", "20", "--input-len", "4..16"),
+        *("--output-len", "2..4", "--steps", "40", "--max-num-seqs", "4"),
+    )
+    assert ran.code == 0, ran.err
+    assert "prefill=1,decode=1" in ran.out and "2 x sarathi-serve" in ran.out and "pay" in ran.out
+
+
+def test_goodput_needs_its_two_bounds(headstart: Callable) -> None:
+    ran = headstart("bench", "placement", "--slo", "ttft=1,itl=1")
+    assert ran.code == 2 and "goodput needs bounds for ttft and tpot" in ran.err

@@ -6,6 +6,7 @@ from headstart.cli.bench.capacity import capacity
 from headstart.cli.bench.compare import compare
 from headstart.cli.bench.engine import engine
 from headstart.cli.bench.method import method
+from headstart.cli.bench.placement import placement
 from headstart.cli.bench.quality import quality
 from headstart.cli.bench.train import train
 from headstart.cli.bench_serve import serve
@@ -16,5 +17,6 @@ app.command()(compare)
 app.command()(engine)
 app.command()(serve)
 app.command()(capacity)
+app.command()(placement)
 app.command()(quality)
 app.command()(train)

@@ -72,12 +72,11 @@ def capacity(
     from headstart.evaluation.capacity.loads import LoadShape
     from headstart.evaluation.capacity.search import Targets
     from headstart.evaluation.load.settings import Lengths, LoadSettings
-    from headstart.methods import registry
 
     targets = Targets.parse(slo)
     schedulers = use or list(_SCHEDULERS)
     for item in schedulers:
-        _check(registry.build(item, "inference"), item)
+        check_scheduler(item)
     settings = LoadSettings(
         trace=None if trace is None else str(trace),
         length_scale=length_scale,
@@ -91,10 +90,10 @@ def capacity(
     args = EngineArgs(model=model, dtype=dtype, device=device, max_num_batched_tokens=max_num_batched_tokens)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     directory = new_directory(out) if out is not None else None
-    cost, error, worker = _calibrate(args, shape, max_num_seqs, steps, threads, seed, console)
+    cost, error, worker = calibrated(args, shape, max_num_seqs, steps, threads, seed, console)
     found: dict[str, dict[str, CapacityFound]] = {}
     for item in schedulers:
-        start = _start(cost, shape)
+        start = first_rate(cost, shape)
         console.print(f"{item}: simulating", markup=False)
         found[item] = {"simulated": _simulate(item, shape, targets, cost, worker, start)}
         if measure:
@@ -117,15 +116,21 @@ def capacity(
     _print(found, error, Console(highlight=False, soft_wrap=True))
 
 
-def _check(built: Any, use: str) -> None:
+def check_scheduler(use: str) -> None:
+    """Refuse what is no scheduler.
+
+    Raises:
+        HeadstartError: it is something else, or nothing.
+    """
     from headstart.engine.seams import Scheduler
     from headstart.evaluation.capacity.search import CapacityError
+    from headstart.methods import registry
 
-    if not isinstance(built, Scheduler):
+    if not isinstance(registry.build(use, "inference"), Scheduler):
         raise CapacityError(f"{use} is no scheduler; its capacity is measured with `headstart bench serve --capacity`")
 
 
-def _calibrate(
+def calibrated(
     args: Any, shape: "LoadShape", sequences: int, steps: int, threads: int | None, seed: int, console: Console
 ) -> "tuple[StepCost, float, WorkerSettings]":
     """The cost model of this machine, its error, and the sizes that the engine would have."""
@@ -152,7 +157,7 @@ def _calibrate(
     return cost, error, WorkerSettings(pages, args.page_size, sequences, budget)
 
 
-def _start(cost: "StepCost", shape: "LoadShape") -> float:
+def first_rate(cost: "StepCost", shape: "LoadShape") -> float:
     """The rate at which prompts alone would keep the machine busy, halved."""
     seconds = sum(cost.seconds([(ask.input_tokens, ask.input_tokens)]) for ask in shape.asks)
     return 0.5 * len(shape.asks) / seconds

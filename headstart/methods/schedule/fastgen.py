@@ -55,13 +55,14 @@ class FastGen(Scheduler):
     def schedule(self, step: StepPlanner) -> None:
         step.budget = min(step.budget, self.budget or step.budget)
         # Never more of them than the budget: nobody is admitted into a step that decodes fill.
-        for sequence in step.decoding:
+        decoding = step.decoding
+        for sequence in decoding:
             step.decode(sequence, may_preempt=False)
         for sequence in step.prefilling:
             step.prefill(sequence)
         while step.admit():
             pass
-        if step.running and not step.allotments():
+        if decoding and not step.allotments():
             step.preempt(next(reversed(step.running)), last=True)
             for sequence in step.decoding:
                 step.decode(sequence, may_preempt=False)
