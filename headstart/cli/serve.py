@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from headstart.cli.serve_options import ConnectionOptions, LimitOptions
 if TYPE_CHECKING:
     from headstart.engine.client import EngineClient
 
-_SERVER = "Server"
+_SERVER, _CLUSTER = "Server", "Cluster"
 _KEY_VARIABLE = "HEADSTART_API_KEY"
 
 
@@ -74,6 +74,22 @@ def serve(
             rich_help_panel="Engine",
         ),
     ] = "fcfs",
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many engines behind a router that knows which of them has read what.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    disaggregate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARTS",
+            help="Engines that read prompts and engines that write answers, as prefill=1,decode=1.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
     engine_process: Annotated[
         bool,
         typer.Option(
@@ -92,9 +108,9 @@ def serve(
         headstart serve DIR --port 8080 --api-key SECRET
         headstart serve DIR --tenants tenants.yaml --max-queued-requests 256
         headstart serve Qwen/Qwen2.5-0.5B --use sarathi-serve:chunk=512
+        headstart serve DIR --replicas 2
+        headstart serve DIR --disaggregate prefill=1,decode=1
     """
-    from headstart.engine.async_engine import AsyncEngine
-    from headstart.engine.process import ProcessEngine
     from headstart.engine.waiting import line_of
     from headstart.server.app import create_app
     from headstart.server.run import Tls, bind, run_server
@@ -114,7 +130,7 @@ def serve(
     if seed is not None:
         settings["seed"] = seed
     settings["scheduling_policy"] = scheduling_policy
-    loaded = (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
+    loaded = _load(settings, replicas, disaggregate, engine_process)
     app = create_app(
         loaded,
         served_model_name=served_model_name,
@@ -128,6 +144,25 @@ def serve(
     scheme = "http" if tls is None else "https"
     _announce(loaded, name, scheme, host, listener.getsockname()[1], tenants.keyed)
     run_server(app, listener, shutdown_timeout=shutdown_timeout, log_level=log_level.value, tls=tls)
+
+
+def _load(
+    settings: dict[str, Any], replicas: int | None, disaggregate: str | None, engine_process: bool
+) -> "EngineClient":
+    """The engine or the engines."""
+    from headstart.cluster.launch import Disaggregation, PlacementError, start_disaggregated, start_replicas
+    from headstart.engine.async_engine import AsyncEngine
+    from headstart.engine.process import ProcessEngine
+
+    if replicas is not None and disaggregate is not None:
+        raise PlacementError("replicas do everything, and --disaggregate parts it: leave out one of them")
+    if (replicas or disaggregate) and not engine_process:
+        raise PlacementError("the engines of a cluster are processes of their own: leave out --no-engine-process")
+    if disaggregate is not None:
+        return start_disaggregated(Disaggregation.parse(disaggregate), settings)
+    if replicas is not None:
+        return start_replicas(replicas, settings)
+    return (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
 
 
 def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: int, keyed: bool) -> None:

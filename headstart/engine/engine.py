@@ -18,7 +18,7 @@ from headstart.engine.batch import Allotment, TokenBatch
 from headstart.engine.detokenizer import Detokenizer
 from headstart.engine.grammar import GrammarCompiler
 from headstart.engine.intake import Prompt, read_prompt
-from headstart.engine.outputs import RequestMetrics, RequestOutput
+from headstart.engine.outputs import Logprob, RequestMetrics, RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.planner import StepPlanner
 from headstart.engine.pooling import Pooler
@@ -204,6 +204,10 @@ class Engine:
         self.requests[request.request_id] = request
         # The other outputs wait until the first has read the prompt, and then find its keys.
         self.planner.waiting.append(request.sequences[0])
+
+    def take_over(self, sequence: Sequence, token: int, logprobs: dict[int, Logprob] | None) -> None:
+        """Add a token that another engine has drawn for a sequence that does not run yet."""
+        self._append(sequence, Sampled(token, logprobs))
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request wherever it stands and free its pages; None if there is no such request."""

@@ -62,6 +62,7 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 
 
 EXAMPLES: dict[str, Example] = {
+    "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
