@@ -121,7 +121,7 @@ def _empty_decoder(config: ModelConfig, dtype: torch.dtype, device: torch.device
         wanted = sum(parameter.nbytes for parameter in Decoder(config, dtype, "meta").parameters())
         free, _ = torch.cuda.mem_get_info(device)
         raise CheckpointError(
-            f"the weights take {wanted:,} bytes in {str(dtype).removeprefix('torch.')}, and {device} has {free:,} free: "
+            f"the weights take {wanted:,} bytes as {dtype}, and {device} has {free:,} free; "
             "load them in a smaller dtype, or give the model more GPUs"
         ) from None
 

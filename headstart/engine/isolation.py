@@ -64,8 +64,9 @@ class StepGuard:
     def _examine(self, suspect: Request) -> tuple[list[RequestOutput], Failures]:
         """A step for one request alone."""
         planner = self.engine.planner
-        others = deque(sequence for sequence in planner.waiting if sequence.request is not suspect)
-        planner.waiting = deque(sequence for sequence in planner.waiting if sequence.request is suspect)
+        line = list(planner.waiting)
+        others = [sequence for sequence in line if sequence.request is not suspect]
+        planner.waiting = planner.waiting.fresh(sequence for sequence in line if sequence.request is suspect)
         if self._written < 0:
             self._written = _written(suspect)
         ahead, self.engine.runs_ahead = self.engine.runs_ahead, False
@@ -99,8 +100,12 @@ class StepGuard:
     def _check(self, error: Exception) -> None:
         """Raise `error` unless the engine can write a token for a request of its own."""
         engine, planner = self.engine, self.engine.planner
+<<<<<<< HEAD
         waiting, planner.waiting = planner.waiting, deque()
         ahead, engine.runs_ahead = engine.runs_ahead, False
+=======
+        waiting, planner.waiting = planner.waiting, planner.waiting.fresh()
+>>>>>>> plan
         request_id = f"canary-{next(self._numbers)}"
         params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True, detokenize=False, output_kind="final")
         try:
