@@ -168,8 +168,7 @@ class MoE(nn.Module):
             renormalise=self.moe.renormalise,
             keep_float32=self.moe.keep_float32,
         )
-        mixed = mix_experts(x, weights, experts, self.gate_up, self.down, self.activation)
-        return mixed if onto is None else onto + mixed
+        return mix_experts(x, weights, experts, self.gate_up, self.down, self.activation, onto)
 
 
 class Layer(nn.Module):

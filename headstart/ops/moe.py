@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from headstart.ops import kernels
 from headstart.ops.activation import gated
 from headstart.ops.linear import empty_weight, linear
 
@@ -33,8 +34,18 @@ def route(logits: Tensor, top_k: int, *, renormalise: bool, keep_float32: bool) 
     return (weights if keep_float32 else weights.to(logits.dtype)), experts
 
 
-def mix_experts(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: str) -> Tensor:
+def mix_experts(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    activation: str,
+    onto: Tensor | None = None,
+) -> Tensor:
     """Send every token through its experts, each expert reading all of its tokens at once.
+
+    On a GPU nothing waits for the device, and only the weights of experts that were chosen are read.
 
     Args:
         x: `[T, hidden]`.
@@ -43,10 +54,29 @@ def mix_experts(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, do
         gate_up: `[E, 2 I, hidden]`, the gate first.
         down: `[E, hidden, I]`.
         activation: a name in `headstart.ops.activation.ACTIVATIONS`.
+        onto: `[T, hidden]`, added to the result.
 
     Returns:
         `[T, hidden]`.
     """
+    if _fit_the_kernel(x, gate_up, down, onto) and kernels.run_on(x, weights, experts, gate_up, down, onto):
+        from headstart.ops.kernels import moe as fused
+
+        return fused.mix(x, weights.contiguous(), experts.contiguous(), gate_up, down, activation, onto)
+    mixed = _mix_one_by_one(x, weights, experts, gate_up, down, activation)
+    return mixed if onto is None else onto + mixed
+
+
+def _fit_the_kernel(x: Tensor, gate_up: Tensor, down: Tensor, onto: Tensor | None) -> bool:
+    """Some rows, numbers of each that lie beside one another, and one dtype."""
+    lies = x.stride(1) == gate_up.stride(2) == down.stride(2) == 1 and (onto is None or onto.is_contiguous())
+    return len(x) > 0 and lies and x.dtype == gate_up.dtype == down.dtype and x.is_floating_point()
+
+
+def _mix_one_by_one(
+    x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: str
+) -> Tensor:
+    """`mix_experts` by a loop over the experts, whose loads the host has to know."""
     top_k = experts.shape[-1]
     order = experts.flatten().argsort(stable=True)
     counts = experts.flatten().bincount(minlength=gate_up.shape[0]).tolist()
