@@ -42,15 +42,11 @@ class EngineArgs:
         kv_tier: where cached keys go when their pages are wanted, as `cpu=2GB,disk=PATH:10GB` (default: nowhere).
         gpu_memory_utilization: share of a GPU's memory that weights and cache may take together.
         seed: of the draws of requests that bring no seed of their own.
-<<<<<<< HEAD
-        scheduling_policy: "fcfs" serves in order of arrival, "priority" by `SamplingParams.priority` first.
+        scheduling_policy: who is started first: "fcfs" in order of arrival, "priority" by `SamplingParams.priority`,
+            "fair" whose tenant was served least, "cache-aware" who finds most of its prompt in the cache.
         async_scheduling: plan and start a step before the tokens of the one before it are known on the host (default:
             on a GPU, where it would wait for Python otherwise).
         enforce_eager: capture no CUDA graphs: a faster start and less memory, and slower decoding.
-=======
-        scheduling_policy: who is started first: "fcfs" in order of arrival, "priority" by `SamplingParams.priority`,
-            "fair" whose tenant was served least, "cache-aware" who finds most of its prompt in the cache.
->>>>>>> plan
         use: methods, as keys with options (`"sarathi-serve:chunk=512"`) or as instances.
         skip_tokenizer_init: run without a tokenizer; prompts are then token ids and outputs have no text.
     """
@@ -91,14 +87,9 @@ class EngineArgs:
             raise HeadstartError(f"page_size must be at most {_LARGEST_PAGE} tokens, not {self.page_size}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise HeadstartError(f"seed must be a whole number of at least 0, not {self.seed!r}")
-<<<<<<< HEAD
-        if self.scheduling_policy not in ("fcfs", "priority"):
-            raise HeadstartError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")
+        line_of(self.scheduling_policy)
         if self.load_format not in ("auto", "dummy"):
             raise HeadstartError(f"load_format must be auto or dummy, not {self.load_format!r}")
-=======
-        line_of(self.scheduling_policy)
->>>>>>> plan
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._check_device()

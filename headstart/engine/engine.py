@@ -13,18 +13,11 @@ from headstart.checkpoints.reader import Checkpoint, load_checkpoint, refuse_wit
 from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
-<<<<<<< HEAD
 from headstart.engine.draws import Draws
 from headstart.engine.flight import Drawn, StepInFlight
 from headstart.engine.intake import Prompt
 from headstart.engine.memory import step_bytes
-from headstart.engine.outputs import RequestOutput
-=======
-from headstart.engine.detokenizer import Detokenizer
-from headstart.engine.grammar import GrammarCompiler
-from headstart.engine.intake import Prompt, read_prompt
-from headstart.engine.outputs import Logprob, RequestMetrics, RequestOutput
->>>>>>> plan
+from headstart.engine.outputs import Logprob, RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.planner import StepPlanner
 from headstart.engine.preparation import Preparation
@@ -32,24 +25,14 @@ from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.rows import HiddenRows
 from headstart.engine.runner import Runner
-<<<<<<< HEAD
 from headstart.engine.sampler import Sampled, Sampler
-from headstart.engine.scheduler import ByPriority
 from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Retention, Verifier
-=======
-from headstart.engine.sampler import Guess, Sampled, Sampler
-from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, PromptRule, Retention, Tokenization, Verifier
->>>>>>> plan
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.stats import EngineStats
 from headstart.engine.tiered import add_tiers
-<<<<<<< HEAD
-from headstart.engine.watch import Watch
-=======
 from headstart.engine.waiting import line_of
-from headstart.engine.watch import Watch, namespace_of, tenant_digest
->>>>>>> plan
+from headstart.engine.watch import Watch
 from headstart.errors import InvalidRequestError, MethodError
 from headstart.models.decoder import Decoder
 from headstart.models.layers import Linear
@@ -107,8 +90,14 @@ class Engine:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
         self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
+<<<<<<< HEAD
         line = line_of(args.scheduling_policy)
         self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts, line)
+=======
+        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts)
+        if self._speculation is not None:
+            self.planner.guesses = self._speculation.plan
+>>>>>>> crossers
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
         self.sampler = Sampler(
@@ -165,36 +154,7 @@ class Engine:
         Raises:
             InvalidRequestError: an empty or too long prompt, unknown token ids, or parameters that do not fit.
         """
-<<<<<<< HEAD
         return self.preparation.request(request_id, prompt, params, cache_salt, arrival_time)
-=======
-        arrived = time.monotonic() if arrival_time is None else arrival_time
-        text, ids = read_prompt(prompt, self.tokenizer, self._tokenization, self.vocab_size)
-        if self._prompt_rule is not None:
-            ids = self._prompt_rule.rewrite(ids)
-        self._check(ids, params)
-        shares = self.stack.shares_keys
-        own_namespace = shares and not self.args.enable_prefix_caching and params.generated > 1
-        namespace = f"request:{request_id}" if own_namespace else None
-        if shares and self.args.enable_prefix_caching:
-            reuse_salt = self.checkpoint.decoder.reuse_salt(len(ids))
-            namespace = namespace_of(cache_salt, self.stack.identity(len(ids)), reuse_salt)
-        room = self.max_model_len - len(ids)
-        request = Request(
-            request_id=request_id,
-            prompt=text,
-            prompt_ids=ids,
-            params=params,
-            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-            namespace=namespace,
-            own_namespace=own_namespace,
-            tenant=tenant_digest(cache_salt),
-            metrics=RequestMetrics(arrival_time=arrived),
-            pooler=None if params.pooling is None else Pooler(params.pooling, self.checkpoint.path),
-        )
-        request.sequences = [self._sequence(request, index) for index in range(params.generated)]
-        return request
->>>>>>> plan
 
     def submit(self, request: Request) -> None:
         """Put a prepared request in the waiting line.
@@ -255,6 +215,8 @@ class Engine:
             before: what the step before this one drew, while the host does not know it.
         """
         self.planner.begin()
+        if self._speculation is not None:
+            self._speculation.begin(len(self.planner.decoding))
         self._scheduler.schedule(self.planner)
         allotments = self.planner.allotments()
         if not allotments:
@@ -355,50 +317,6 @@ class Engine:
         if kept is not None and len(kept) < sequence.kv_length and sequence.lease.keep(kept):
             sequence.num_dropped = sequence.num_computed - len(kept)
 
-<<<<<<< HEAD
-=======
-    def _check(self, ids: list[int], params: SamplingParams) -> None:
-        """Refuse what can never be served, with its numbers."""
-        if len(ids) >= self.max_model_len:
-            raise InvalidRequestError(
-                f"the prompt has {len(ids)} tokens, but this model serves at most {self.max_model_len} tokens of "
-                "prompt and output together; shorten the prompt",
-                "prompt",
-            )
-        if params.priority and not self.args.scheduling_policy.startswith("priority"):
-            raise InvalidRequestError(
-                "priority is only for engines with --scheduling-policy priority; this one serves in order of arrival",
-                "priority",
-            )
-        for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-            beyond = [token for token in tokens or () if not 0 <= token < self.vocab_size]
-            if beyond:
-                raise InvalidRequestError(
-                    f"{name} names token {beyond[0]}, but the vocabulary ends at {self.vocab_size - 1}", name
-                )
-        if self.tokenizer is None and (params.stop or params.structured_outputs):
-            raise InvalidRequestError("stop strings and structured outputs need a tokenizer", "stop")
-
-    def _sequence(self, request: Request, index: int) -> Sequence:
-        params, ids = request.params, request.prompt_ids
-        sequence = Sequence(request, index, list(ids), len(ids), seed=0)
-        if self.tokenizer is not None and (params.detokenize or params.stop):
-            sequence.detokenizer = Detokenizer(
-                self.tokenizer,
-                ids,
-                list(params.stop or ()),
-                params.include_stop_str_in_output,
-                params.min_tokens,
-                params.skip_special_tokens,
-            )
-        if params.structured_outputs is not None:
-            assert self.tokenizer is not None
-            if self._grammars is None:
-                self._grammars = GrammarCompiler(self.tokenizer.inner, self.eos_ids, self.vocab_size)
-            sequence.matcher = self._grammars.compile(params.structured_outputs)
-        return sequence
-
->>>>>>> plan
     def _note_start(self, allotments: list[Allotment]) -> None:
         """First-scheduled times, and what the prefix cache gave."""
         now = time.monotonic()

@@ -100,12 +100,8 @@ class StepGuard:
     def _check(self, error: Exception) -> None:
         """Raise `error` unless the engine can write a token for a request of its own."""
         engine, planner = self.engine, self.engine.planner
-<<<<<<< HEAD
-        waiting, planner.waiting = planner.waiting, deque()
-        ahead, engine.runs_ahead = engine.runs_ahead, False
-=======
         waiting, planner.waiting = planner.waiting, planner.waiting.fresh()
->>>>>>> plan
+        ahead, engine.runs_ahead = engine.runs_ahead, False
         request_id = f"canary-{next(self._numbers)}"
         params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True, detokenize=False, output_kind="final")
         try:

@@ -1,5 +1,11 @@
 """What a scheduler fills: one step's tokens, under a budget, with memory reserved and order kept."""
 
+<<<<<<< HEAD
+=======
+from collections import deque
+from collections.abc import Callable
+
+>>>>>>> crossers
 from headstart.engine.batch import Allotment
 from headstart.engine.request import Sequence
 from headstart.engine.seams import KVStore
@@ -21,7 +27,13 @@ class StepPlanner:
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: the budget of a step. Decodes are never refused for lack of it.
         whole_prompts: a method in force needs each prompt in one piece (its `chunking` trait).
+<<<<<<< HEAD
         line: the waiting line, empty (default: in order of arrival).
+=======
+
+    Attributes:
+        guesses: how many guesses a decoding sequence gets in this step, told how many rows the budget leaves to them.
+>>>>>>> crossers
     """
 
     def __init__(
@@ -40,15 +52,22 @@ class StepPlanner:
         self.running: dict[Sequence, None] = {}
         self.num_preemptions = 0
         self.budget = 0
+        self.guesses: Callable[[Sequence, int], int] = lambda sequence, room: 0
+        # Tokens that each sequence computes, and rows that it takes of the budget, guesses among them.
         self._shares: dict[Sequence, int] = {}
+        self._rows: dict[Sequence, int] = {}
         # Who could not be admitted with how many pages at hand: not tried again before that number changes.
         self._blocked: tuple[Sequence, int] | None = None
 
     def begin(self) -> None:
         """Start planning a step."""
         self.budget = self.max_num_batched_tokens
+<<<<<<< HEAD
         self._shares = {}
         self.waiting.begin(self.store)
+=======
+        self._shares, self._rows = {}, {}
+>>>>>>> crossers
 
     def allotments(self) -> list[Allotment]:
         """The planned step, in the order in which tokens were handed out."""
@@ -69,8 +88,13 @@ class StepPlanner:
         """Whether the next waiting sequence could start: one waits, and there is budget and a place."""
         return bool(self.waiting) and self.budget > 0 and len(self.running) < self.max_num_seqs
 
+<<<<<<< HEAD
     def decode(self, sequence: Sequence, *, may_preempt: bool = True) -> bool:
         """Give a decoding sequence its one token, preempting later ones if pages run out.
+=======
+    def decode(self, sequence: Sequence) -> bool:
+        """Give a decoding sequence its one token and room for guesses, preempting later ones if pages run out.
+>>>>>>> crossers
 
         False if the sequence itself had to be preempted (or was, for an earlier one), or if pages run out and nobody
         may be preempted.
@@ -80,7 +104,7 @@ class StepPlanner:
         assert sequence.lease is not None
         if not sequence.lease.reserve(sequence.kv_length + 1) and not (may_preempt and self._make_room(sequence, 1)):
             return False
-        self._share(sequence, 1)
+        self._share(sequence, 1, 1 + self.guesses(sequence, max(0, self.budget - 1)))
         return True
 
     def prefill(self, sequence: Sequence, limit: int | None = None, *, whole: bool = False) -> int:
@@ -96,7 +120,7 @@ class StepPlanner:
             chunk = min(chunk, self.budget, chunk if limit is None else limit)
         if chunk <= 0 or not self._make_room(sequence, chunk):
             return 0
-        self._share(sequence, chunk)
+        self._share(sequence, chunk, chunk)
         return chunk
 
     def admit(
@@ -137,8 +161,14 @@ class StepPlanner:
         """Take a running sequence's pages away, to be computed again; it goes to the head of the waiting line, or to
         its end if it is to be the `last`."""
         self.release(sequence)
+<<<<<<< HEAD
         self.budget += self._shares.pop(sequence, 0)
         (self.waiting.append if last else self.waiting.appendleft)(sequence)
+=======
+        self._shares.pop(sequence, 0)
+        self.budget += self._rows.pop(sequence, 0)
+        self.waiting.appendleft(sequence)
+>>>>>>> crossers
         sequence.request.metrics.preemptions += 1
         self.num_preemptions += 1
 
@@ -164,7 +194,13 @@ class StepPlanner:
                 return False
         return True
 
+<<<<<<< HEAD
     def _share(self, sequence: Sequence, tokens: int) -> None:
         self._shares[sequence] = tokens
         self.budget -= tokens
         self.waiting.served(sequence, tokens)
+=======
+    def _share(self, sequence: Sequence, tokens: int, rows: int) -> None:
+        self._shares[sequence], self._rows[sequence] = tokens, rows
+        self.budget -= rows
+>>>>>>> crossers

@@ -6,11 +6,8 @@ from headstart.cli.bench.capacity import capacity
 from headstart.cli.bench.compare import compare
 from headstart.cli.bench.engine import engine
 from headstart.cli.bench.method import method
-<<<<<<< HEAD
 from headstart.cli.bench.ops import ops
-=======
 from headstart.cli.bench.placement import placement
->>>>>>> plan
 from headstart.cli.bench.quality import quality
 from headstart.cli.bench.train import train
 from headstart.cli.bench_serve import serve

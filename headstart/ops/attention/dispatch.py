@@ -60,12 +60,17 @@ def paged_attention(
 
 def _kernel_can(q: Tensor, k_pages: Tensor) -> bool:
     """Whether the Triton kernel can compute this; what keeps it from doing so is said once."""
-    if find_spec("triton") is None:
+    if not _has_triton():
         return _say_once("there is no Triton")
     from headstart.ops.attention.launch import lacks
 
     lacking = lacks(q, k_pages)
     return lacking is None or _say_once(f"the kernel knows no {lacking}")
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 @cache
