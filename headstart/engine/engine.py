@@ -90,14 +90,10 @@ class Engine:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
         self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
-<<<<<<< HEAD
         line = line_of(args.scheduling_policy)
         self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts, line)
-=======
-        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts)
         if self._speculation is not None:
             self.planner.guesses = self._speculation.plan
->>>>>>> crossers
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
         self.sampler = Sampler(

@@ -1,11 +1,7 @@
 """What a scheduler fills: one step's tokens, under a budget, with memory reserved and order kept."""
 
-<<<<<<< HEAD
-=======
-from collections import deque
 from collections.abc import Callable
 
->>>>>>> crossers
 from headstart.engine.batch import Allotment
 from headstart.engine.request import Sequence
 from headstart.engine.seams import KVStore
@@ -27,13 +23,10 @@ class StepPlanner:
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: the budget of a step. Decodes are never refused for lack of it.
         whole_prompts: a method in force needs each prompt in one piece (its `chunking` trait).
-<<<<<<< HEAD
         line: the waiting line, empty (default: in order of arrival).
-=======
 
     Attributes:
         guesses: how many guesses a decoding sequence gets in this step, told how many rows the budget leaves to them.
->>>>>>> crossers
     """
 
     def __init__(
@@ -62,12 +55,8 @@ class StepPlanner:
     def begin(self) -> None:
         """Start planning a step."""
         self.budget = self.max_num_batched_tokens
-<<<<<<< HEAD
-        self._shares = {}
-        self.waiting.begin(self.store)
-=======
         self._shares, self._rows = {}, {}
->>>>>>> crossers
+        self.waiting.begin(self.store)
 
     def allotments(self) -> list[Allotment]:
         """The planned step, in the order in which tokens were handed out."""
@@ -88,13 +77,8 @@ class StepPlanner:
         """Whether the next waiting sequence could start: one waits, and there is budget and a place."""
         return bool(self.waiting) and self.budget > 0 and len(self.running) < self.max_num_seqs
 
-<<<<<<< HEAD
     def decode(self, sequence: Sequence, *, may_preempt: bool = True) -> bool:
-        """Give a decoding sequence its one token, preempting later ones if pages run out.
-=======
-    def decode(self, sequence: Sequence) -> bool:
         """Give a decoding sequence its one token and room for guesses, preempting later ones if pages run out.
->>>>>>> crossers
 
         False if the sequence itself had to be preempted (or was, for an earlier one), or if pages run out and nobody
         may be preempted.
@@ -161,14 +145,9 @@ class StepPlanner:
         """Take a running sequence's pages away, to be computed again; it goes to the head of the waiting line, or to
         its end if it is to be the `last`."""
         self.release(sequence)
-<<<<<<< HEAD
-        self.budget += self._shares.pop(sequence, 0)
-        (self.waiting.append if last else self.waiting.appendleft)(sequence)
-=======
         self._shares.pop(sequence, 0)
         self.budget += self._rows.pop(sequence, 0)
-        self.waiting.appendleft(sequence)
->>>>>>> crossers
+        (self.waiting.append if last else self.waiting.appendleft)(sequence)
         sequence.request.metrics.preemptions += 1
         self.num_preemptions += 1
 
@@ -194,13 +173,7 @@ class StepPlanner:
                 return False
         return True
 
-<<<<<<< HEAD
-    def _share(self, sequence: Sequence, tokens: int) -> None:
-        self._shares[sequence] = tokens
-        self.budget -= tokens
-        self.waiting.served(sequence, tokens)
-=======
     def _share(self, sequence: Sequence, tokens: int, rows: int) -> None:
         self._shares[sequence], self._rows[sequence] = tokens, rows
         self.budget -= rows
->>>>>>> crossers
+        self.waiting.served(sequence, tokens)

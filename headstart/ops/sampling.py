@@ -185,10 +185,7 @@ def uniforms(seeds: ArrayLike, positions: ArrayLike, purpose: int = 0, number: A
     Returns:
         `[N]`.
     """
-<<<<<<< HEAD
-=======
     # Said outright: of numbers on both sides of 2^63 NumPy would make floats.
->>>>>>> crossers
     seeds, positions = (np.asarray(values, dtype=np.uint64) for values in (seeds, positions))
     count = len(seeds)
     keys = np.repeat(_KEY_STEPS[:, :, None], count, 2)

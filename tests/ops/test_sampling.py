@@ -45,12 +45,7 @@ def test_uniforms_are_those_of_numpy(rows: list[tuple[int, int, int]], purpose: 
         np.random.Generator(np.random.Philox(key=seed, counter=[position, purpose, number, 0])).random()
         for seed, position, number in rows
     ]
-<<<<<<< HEAD
-    seeds, positions = [seed for seed, _ in rows], [position for _, position in rows]
-    assert uniforms(seeds, positions, purpose, number).tolist() == expected
-=======
     seeds, positions, numbers = map(list, zip(*rows, strict=True))
     assert uniforms(seeds, positions, purpose, numbers).tolist() == expected
     assert uniforms(np.array(seeds, dtype=np.uint64), positions, purpose, numbers[0])[0] == expected[0]
     assert len(uniforms([], [], purpose)) == 0
->>>>>>> crossers

@@ -149,19 +149,9 @@ def test_no_number_decides_two_things(drafts, monkeypatch, key):
         used.update(zip(seeds, positions, [purpose] * len(seeds), numbers, strict=True))
         return uniforms(seeds, positions, purpose, number)
 
-<<<<<<< HEAD
-    def watched_rows(seeds, positions, purpose):
-        return [watched(seed, position, purpose) for seed, position in zip(seeds, positions, strict=True)]
-
-    uniform = sampler.uniform
-    monkeypatch.setattr(sampler, "uniform", watched)
-    monkeypatch.setattr(sampler, "uniforms", watched_rows)
-    monkeypatch.setattr(draft_model, "uniform", watched)
-=======
     uniforms = sampler.uniforms
     monkeypatch.setattr(sampler, "uniforms", watched)
     monkeypatch.setattr(draft_model, "uniforms", watched)
->>>>>>> crossers
     engine = make_engine(models.PLAIN, METHODS[key](f"{drafts / 'near'}", guard=False))
     serve(engine, [models.ids(9)], SamplingParams(max_tokens=40, temperature=1.0, n=3, seed=1, ignore_eos=True))
     assert set(used.values()) == {1}
