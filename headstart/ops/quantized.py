@@ -134,7 +134,8 @@ def _many_rows(x: Tensor, weight: QuantizedWeight) -> Tensor:
     if values.dtype == torch.float8_e4m3fn and aligned and _has_fp8(x.device) and len(x):
         rows, row_scale = quantize_rows(x)
         # Scales by row come with results in bfloat16 only.
-        y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]rows, values.t(), row_scale, scale[None], out_dtype=torch.bfloat16, use_fast_accum=True)
+        scaled_mm = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+        y = scaled_mm(rows, values.t(), row_scale, scale[None], out_dtype=torch.bfloat16, use_fast_accum=True)
         return y.to(x.dtype)
     return F.linear(x, values.to(x.dtype)) * scale.to(x.dtype)
 
