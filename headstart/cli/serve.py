@@ -168,7 +168,7 @@ def _load(
 def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: int, keyed: bool) -> None:
     """Say what is served where, and how to try it."""
     address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    exactness = "exact" if engine.exact else "not exact: a method in force changes the model's distribution"
+    exactness = "exact" if engine.exact else "not exact: a method or setting changes the model's distribution"
     key = ' -H "Authorization: Bearer $HEADSTART_API_KEY"' if keyed else ""
     body = shlex.quote(json.dumps({"model": name, "prompt": "Once upon a time", "max_tokens": 32}))
     out = Console(highlight=False, soft_wrap=True)

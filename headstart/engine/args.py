@@ -12,6 +12,7 @@ from headstart.engine.tiers import TierSpec
 from headstart.engine.waiting import line_of
 from headstart.errors import HeadstartError
 from headstart.models.config import ModelConfig
+from headstart.ops.quantized import QUANTIZATIONS
 
 # A CPU is slow enough that a chunk of 2,048 tokens would hold up running answers for seconds; a data-centre GPU reads
 # 8,192 tokens of an 8-billion model in 0.2 s, and more at once brings it nothing.
@@ -31,6 +32,8 @@ class EngineArgs:
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
         device: "auto" takes a CUDA device if there is one.
         load_format: "auto" reads the checkpoint's weights, "dummy" draws random ones, to measure speed by a config.
+        quantization: keep the layers' weights in eight bits: "fp8" or "int8", with a scale for each output (default:
+            as loaded). Lossy: the model's distribution changes.
         max_model_len: longest prompt plus output, in tokens (default: the model's own, or what the cache holds).
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: tokens per step (default: 512 on a CPU, 8,192 on a GPU).
@@ -55,6 +58,7 @@ class EngineArgs:
     dtype: str | torch.dtype = "auto"
     device: str = "auto"
     load_format: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 128
     max_num_batched_tokens: int | None = None
@@ -88,6 +92,8 @@ class EngineArgs:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise HeadstartError(f"seed must be a whole number of at least 0, not {self.seed!r}")
         line_of(self.scheduling_policy)
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise HeadstartError(f"quantization must be {' or '.join(QUANTIZATIONS)}, not {self.quantization!r}")
         if self.load_format not in ("auto", "dummy"):
             raise HeadstartError(f"load_format must be auto or dummy, not {self.load_format!r}")
         if self.device == "auto":
@@ -104,6 +110,11 @@ class EngineArgs:
         if device.type != "cpu" and not (device.type == "cuda" and (device.index or 0) < present):
             here = "'cpu'" if present == 0 else f"'cpu' and 'cuda:0' to 'cuda:{present - 1}'"
             raise HeadstartError(f"there is no device {self.device!r} to run on; here are {here}")
+
+    @property
+    def lossy_settings(self) -> list[str]:
+        """Those that change the model's distribution, in words."""
+        return [] if self.quantization is None else [f"quantization={self.quantization}"]
 
     @property
     def step_tokens(self) -> int:

@@ -56,6 +56,10 @@ class Engine:
     def __init__(self, args: EngineArgs, checkpoint: Checkpoint | None = None) -> None:
         self.args = args
         self.stack = Stack(args.use)
+        if args.quantization is not None and (linear := self.stack.optional("linear", LinearOp)) is not None:
+            raise MethodError(
+                f"{linear.card.key} decides how weights are applied, as quantization does: use one of them"  # type: ignore[attr-defined]
+            )
         keys = [item.card.key for item in self.stack.methods]
         self.checkpoint = checkpoint or load_checkpoint(
             args.model,
@@ -66,7 +70,7 @@ class Engine:
             load_format=args.load_format,
         )
         refuse_without_method(self.checkpoint.config.raw, self.checkpoint.name, keys)
-        if checkpoint is not None and self.stack.optional("linear", LinearOp) is not None:
+        if checkpoint is not None and (args.quantization or self.stack.filled("linear")):
             # The caller's model stays as it is: only a copy of its modules, around the same weights, is taken over.
             self.checkpoint = replace(checkpoint, decoder=checkpoint.decoder.with_same_weights())
         decoder = self.checkpoint.decoder
@@ -74,7 +78,9 @@ class Engine:
         self.vocab_size = self.checkpoint.config.vocab_size
         self.eos_ids = self.checkpoint.generation_config.eos_token_ids
         device = torch.device(args.device)
-        self.stack.start(self.checkpoint)
+        self.stack.start(self.checkpoint, args.lossy_settings)
+        if args.quantization is not None:
+            decoder.quantize(args.quantization)
         self._speculation = Speculation.of(self.stack)
         drafter = None if self._speculation is None else self._speculation.drafter
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
@@ -125,7 +131,7 @@ class Engine:
 
     @property
     def exact(self) -> bool:
-        """Whether the methods in force leave the model's distribution unchanged."""
+        """Whether the methods and settings in force leave the model's distribution unchanged."""
         return self.stack.exact
 
     @property

@@ -4,7 +4,7 @@ Nothing here depends on how many tokens an expert has: the grid is that of the w
 end at once, so that a CUDA graph can hold it. Only weights of experts that somebody chose are read.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -219,7 +219,8 @@ def mix(
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     block = min(1024, triton.next_power_of_2(hidden))
     grid = tokens, triton.cdiv(hidden, block)
-    _sum[grid](parts, onto, y, hidden, TOP_K=top_k, HAS_ONTO=onto is not None, BLOCK=block)
+    named: dict[str, Any] = {"TOP_K": top_k, "HAS_ONTO": onto is not None, "BLOCK": block}
+    _sum[grid](parts, onto, y, hidden, **named)
     return y
 
 
