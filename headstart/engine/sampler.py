@@ -223,7 +223,8 @@ def uniform(seed: int, position: int, purpose: int = _DRAWN, number: int = 0) ->
 
     `number` tells apart what is decided several times at one position, in drafts that are thrown away.
     """
-    return float(uniforms([seed % 2**64], [position], purpose, number)[0])
+    generator = np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[position, purpose, number, 0]))
+    return float(generator.random())
 
 
 def distribution(logits: Tensor, params: list[SamplingParams]) -> Tensor:

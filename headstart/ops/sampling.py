@@ -78,7 +78,7 @@ def draw_reference(
         if 0 < k < len(row) or p < 1:
             weights, order = weights.sort(descending=True, stable=True)
             if 0 < k < len(row):
-                weights[k:] = 0.0
+                weights[int(k) :] = 0.0
             if p < 1:
                 before = weights.cumsum(0) - weights
                 weights = torch.where((before < p * weights.sum()) | (order == order[0]), weights, 0.0)
@@ -178,7 +178,7 @@ def uniforms(seeds: ArrayLike, positions: ArrayLike, purpose: int = 0, number: A
     They are those of `numpy.random.Philox(key=seed, counter=[position, purpose, number, 0])`, all at once.
 
     Args:
-        seeds: `[N]`, whole numbers modulo 2^64.
+        seeds: `[N]`, whole numbers from 0 to 2^64 - 1.
         positions: `[N]`.
         purpose, number: tell apart what is decided at one position; the latter may be `[N]`.
 

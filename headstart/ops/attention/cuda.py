@@ -1,14 +1,17 @@
 """Paged attention on a GPU: short sequences by the Triton kernel, chunks by whatever was measured to be fastest."""
 
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from headstart.ops.attention.choice import Kind, choices_of
-from headstart.ops.attention.launch import SHORT, attend_on_gpu
+from headstart.ops.attention.launch import SHORT, Launch, empty_like, plan
 from headstart.ops.attention.layout import KeyBlocks, RaggedLayout
-from headstart.ops.attention.library import DENSE, attend_chunks
+from headstart.ops.attention.library import DENSE, Dense, attend_alone, attend_chunks
+from headstart.ops.attention.shape import Shape
 
 # Shorter chunks are the kernel's: the library takes long to prepare for lengths that it has not met.
 _LIBRARY_ROWS = 1024
@@ -27,25 +30,68 @@ def attend_over_pages(
     blocks: KeyBlocks | None,
     tree: Tensor | None,
     path: str | None,
+    shape: Shape | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` on a GPU, by the named path (`choice.PATHS`) or the fastest."""
-    rule = {"scale": scale, "window": window, "softcap": softcap, "blocks": blocks, "tree": tree}
-    plain = blocks is None and tree is None and softcap is None and (window is None or window >= layout.index.max_kv)
-    chunks = _chunks(q, k_pages, layout) if plain and path != "triton" else []
-    together = layout.index.max_query > SHORT and layout.is_contiguous
-    if not chunks:
-        return attend_on_gpu(q, k_pages, v_pages, layout.index, contiguous=together, **rule)
-    path = path or _fastest(q, k_pages, layout, chunks)
-    if path == "triton":
-        return attend_on_gpu(q, k_pages, v_pages, layout.index, contiguous=together, **rule)
-    shortest = min(layout.query_lengths[s] for s in chunks)
-    out, lse = attend_on_gpu(q, k_pages, v_pages, layout.index, contiguous=together, longest=shortest - 1, **rule)
-    attend_chunks(DENSE[path], q, k_pages, v_pages, layout, chunks, scale, out, lse)
+    key = (
+        *(q.shape, q.stride(), q.dtype, k_pages.shape, k_pages.stride(), v_pages.stride(), k_pages.dtype),
+        *((k_pages.data_ptr() | v_pages.data_ptr()) % 16, scale, window, softcap, tree is None, path, shape),
+        *(() if blocks is None else blocks.kind),
+    )
+    route = layout.routes.get(key)
+    if route is None:
+        rule = {"scale": scale, "window": window, "softcap": softcap, "blocks": blocks, "tree": tree}
+        route = layout.routes[key] = _route(q, k_pages, v_pages, layout, rule, path, shape)
+    if route.dense is not None and len(layout.query_lengths) == 1:
+        return attend_alone(route.dense, q, k_pages, v_pages, layout, scale)
+    out, lse = empty_like(q)
+    for launch in route.launches:
+        launch.run(q, k_pages, v_pages, layout.index, blocks, tree, out, lse)
+    if route.dense is not None:
+        attend_chunks(route.dense, q, k_pages, v_pages, layout, route.chunks, scale, out, lse)
     return out, lse
 
 
+@dataclass(frozen=True)
+class _Route:
+    """How a step is computed: launches of the kernel for some sequences, the library for the other ones, if any."""
+
+    launches: list[Launch]
+    dense: Dense | None = None
+    chunks: list[int] = field(default_factory=list)
+
+
+def _route(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    layout: RaggedLayout,
+    rule: dict[str, Any],
+    path: str | None,
+    shape: Shape | None,
+) -> _Route:
+    """What all layers of a step whose tensors are alike have in common."""
+    window = rule["window"]
+    plain = rule["blocks"] is None and rule["tree"] is None and rule["softcap"] is None
+    plain = plain and (window is None or window >= layout.index.max_kv)
+    chunks = _chunks(q, k_pages, layout) if plain and path != "triton" else []
+    if chunks:
+        path = path or _fastest(q, k_pages, layout, chunks)
+    dense = DENSE.get(path or "") if chunks else None
+    if dense is None:
+        chunks = []
+    lengths = None
+    if layout.on_host:
+        left = set(chunks)
+        lengths = [n for s, n in enumerate(layout.query_lengths) if s not in left]
+    together = layout.index.max_query > SHORT and layout.is_contiguous
+    given: dict[str, Any] = {"contiguous": together, "lengths": lengths, "shapes": (None, shape)}
+    launches = plan(q, k_pages, v_pages, layout.index, **rule, **given)
+    return _Route(launches, dense, chunks)
+
+
 def _chunks(q: Tensor, k_pages: Tensor, layout: RaggedLayout) -> list[int]:
-    """The sequences that a library kernel could compute: all from some length on, and at least one."""
+    """The sequences that a library kernel could compute: all from some length on."""
     fits = q.dtype in _LIBRARY_DTYPES and k_pages.dtype == q.dtype and layout.index.max_query >= _LIBRARY_ROWS
     if not fits or not layout.on_host or torch.cuda.is_current_stream_capturing():
         return []

@@ -1,6 +1,6 @@
 """Where the query rows and the cached keys of one step lie, and which of the keys are looked at."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -71,6 +71,12 @@ class KeyBlocks:
     query_block: int
     key_block: int
 
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """What tells lists apart that need launches of their own."""
+        shape, strides = self.blocks.shape, (self.blocks.stride(), self.counts.stride())
+        return shape, *strides, self.query_block, self.key_block
+
     def looks(self, s: int, rows: Tensor, keys: Tensor, page_size: int) -> Tensor:
         """bool `[Q, Hb, N]`: whether rows `[Q]` of sequence s look at keys `[N]`, both counted from its first."""
         asked = keys // self.key_block
@@ -124,6 +130,7 @@ class RaggedLayout:
 
     Attributes:
         num_rows: query rows of the whole step, T.
+        routes: what the attention of a GPU has worked out for this step, by what it depends on.
     """
 
     def __init__(
@@ -143,6 +150,7 @@ class RaggedLayout:
         for length in self.query_lengths:
             self.query_starts.append(self.query_starts[-1] + length)
         self.num_rows = self.query_starts[-1]
+        self.routes: dict[Hashable, Any] = {}
 
     @classmethod
     def of_index(cls, index: PagedIndex, slots: Tensor, page_size: int) -> Self:
@@ -159,6 +167,7 @@ class RaggedLayout:
         layout = cls.__new__(cls)
         layout.page_size, layout.device = page_size, slots.device
         layout.num_rows = slots.shape[0]
+        layout.routes = {}
         # Values in the instance's dictionary stand in front of the cached properties of the same names.
         layout.__dict__.update(index=index, slots=slots)
         return layout

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headstart.ops.attention.kernel import merge_rows_kernel
-from headstart.ops.attention.launch import power_of_2
+from headstart.ops.attention.launch import empty_like, power_of_2
 from headstart.ops.attention.layout import RaggedLayout
 
 Dense = Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, Tensor]]
@@ -36,6 +36,19 @@ DENSE: dict[str, Dense] = {"cudnn": cudnn, "flash": flash}
 """The library's kernels by name."""
 
 
+def attend_alone(
+    dense: Dense, q: Tensor, k_pages: Tensor, v_pages: Tensor, layout: RaggedLayout, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Causal attention of a step that is one chunk: `out [T, H, D]`, `lse [T, H]`, which may be views."""
+    if layout.kv_lengths[0] > layout.num_rows:
+        out, lse = empty_like(q)
+        attend_chunks(dense, q, k_pages, v_pages, layout, [0], scale, out, lse)
+        return out, lse
+    keys, values = (_keys(layout, 0, pages) for pages in (k_pages, v_pages))
+    out, lse = dense(_batched(q), keys, values, scale, True)
+    return out[0].transpose(0, 1), lse.t()
+
+
 def attend_chunks(
     dense: Dense,
     q: Tensor,
@@ -52,7 +65,7 @@ def attend_chunks(
         first, last = layout.query_starts[s : s + 2]
         before = layout.kv_lengths[s] - (last - first)
         rows = _batched(q[first:last])
-        keys, values = (_batched(x) for x in layout.gather(s, k_pages, v_pages))
+        keys, values = (_keys(layout, s, pages) for pages in (k_pages, v_pages))
         own, own_lse = dense(rows, keys[:, :, before:], values[:, :, before:], scale, True)
         if before:
             past, past_lse = dense(rows, keys[:, :, :before], values[:, :, :before], scale, False)
@@ -60,6 +73,18 @@ def attend_chunks(
         else:
             out[first:last] = own[0].transpose(0, 1)
             lse[first:last] = own_lse.t()
+
+
+def _keys(layout: RaggedLayout, s: int, pages: Tensor) -> Tensor:
+    """`[1, Hkv, N, D]`: what a sequence holds in the pages `[P, page_size, Hkv, D]`; a view where they follow each
+    other."""
+    first = layout.first_pages[s]
+    if first is None:
+        return _batched(layout.gather(s, pages)[0])
+    page, row, head, one = pages.stride()
+    # One view instead of five: the host has little time in a short step.
+    shape = (1, pages.shape[2], layout.kv_lengths[s], pages.shape[3])
+    return pages.as_strided(shape, (page, head, row, one), pages.storage_offset() + first * page)
 
 
 def _batched(x: Tensor) -> Tensor:
