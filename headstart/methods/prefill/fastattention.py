@@ -49,7 +49,7 @@ class FastAttention(Attention):
     def __init__(self, rows: int = 128, keys: int = 128, slices: int = 32, overlap: bool = True) -> None:
         if min(rows, keys, slices) < 1 or max(rows, keys, slices) > 1024:
             raise MethodError(
-                f"fastattention: rows, keys and slices must be at least 1, at most 1024, not {rows}, {keys} and {slices}"
+                f"fastattention: rows, keys and slices must be from 1 to 1024, not {rows}, {keys} and {slices}"
             )
         self.rows, self.keys, self.slices, self.overlap = rows, keys, slices, overlap
 
