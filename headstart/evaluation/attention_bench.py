@@ -175,7 +175,7 @@ BACKWARD_TILES = (
     _DEFAULT,
     (_DEFAULT[0], Tiles(64, 64, 4, 3), _DEFAULT[2]),
     (_DEFAULT[0], _DEFAULT[1], Tiles(64, 64, 4, 2)),
-    (_DEFAULT[0], _DEFAULT[1], Tiles(64, 64, 4, 3)),
+    (_DEFAULT[0], _DEFAULT[1], Tiles(32, 128, 8, 3)),
 )
 """What is tried for the backward pass."""
 
