@@ -85,7 +85,7 @@ def load_checkpoint(
     tokenizer = None if skip_tokenizer_init else Tokenizer.from_directory(path)
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, path)
-    decoder = Decoder(config, run_dtype(dtype, config), device)
+    decoder = _empty_decoder(config, run_dtype(dtype, config), device)
     if load_format == "dummy":
         randomise_weights(decoder)
     else:
@@ -111,6 +111,19 @@ def refuse_without_method(raw: dict[str, Any], where: str, methods: Collection[s
         raise CheckpointError(
             f"{where} was trained for the method {key} and answers wrongly without it: add --use {key}"
         )
+
+
+def _empty_decoder(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+    """A decoder whose weights are to be filled."""
+    try:
+        return Decoder(config, dtype, device)
+    except torch.OutOfMemoryError:
+        wanted = sum(parameter.nbytes for parameter in Decoder(config, dtype, "meta").parameters())
+        free, _ = torch.cuda.mem_get_info(device)
+        raise CheckpointError(
+            f"the weights take {wanted:,} bytes as {dtype}, and {device} has {free:,} free; "
+            "load them in a smaller dtype, or give the model more GPUs"
+        ) from None
 
 
 @torch.no_grad()

@@ -17,9 +17,10 @@ from rich.table import Table
 from headstart.cli.options import EngineOptions, with_options
 
 if TYPE_CHECKING:
-    from headstart.evaluation.quality import QualitySettings, Run
+    from headstart.evaluation.quality import Run
     from headstart.evaluation.quality_report import Score
     from headstart.evaluation.quality_results import ResultFile
+    from headstart.evaluation.quality_settings import QualitySettings
 
 _TASKS = "Tasks"
 _LONG = 60.0
@@ -153,7 +154,7 @@ def _settings(
     quick: bool,
 ) -> "QualitySettings":
     """The settings, checked before a model loads."""
-    from headstart.evaluation.quality import DEFAULT_TASKS, QUICK_TASKS, QualitySettings
+    from headstart.evaluation.quality_settings import DEFAULT_TASKS, QUICK_TASKS, QualitySettings
     from headstart.evaluation.tasks import Sources
 
     assert isinstance(sources, Sources)

@@ -51,6 +51,10 @@ class EngineOptions:
     load_format: Annotated[
         str | None, _engine(help="auto, or dummy: random weights, to measure speed by a config alone. [default: auto]")
     ] = None
+    quantization: Annotated[
+        str | None,
+        _engine(help="Keep the layers' weights in eight bits, fp8 or int8: half the memory, other answers."),
+    ] = None
     max_model_len: Annotated[int | None, _engine(help="Longest prompt and output together, in tokens.")] = None
     max_num_seqs: Annotated[int | None, _engine(help="Most requests that run at once.")] = None
     max_num_batched_tokens: Annotated[int | None, _engine(help="Most tokens in one step.")] = None

@@ -9,8 +9,10 @@ import torch
 
 from headstart.engine.seams import LayerKV
 from headstart.engine.tiers import TierSpec
+from headstart.engine.waiting import line_of
 from headstart.errors import HeadstartError
 from headstart.models.config import ModelConfig
+from headstart.ops.quantized import QUANTIZATIONS
 
 # A CPU is slow enough that a chunk of 2,048 tokens would hold up running answers for seconds; a data-centre GPU reads
 # 8,192 tokens of an 8-billion model in 0.2 s, and more at once brings it nothing.
@@ -30,6 +32,8 @@ class EngineArgs:
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
         device: "auto" takes a CUDA device if there is one.
         load_format: "auto" reads the checkpoint's weights, "dummy" draws random ones, to measure speed by a config.
+        quantization: keep the layers' weights in eight bits: "fp8" or "int8", with a scale for each output (default:
+            as loaded). Lossy: the model's distribution changes.
         max_model_len: longest prompt plus output, in tokens (default: the model's own, or what the cache holds).
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: tokens per step (default: 512 on a CPU, 8,192 on a GPU).
@@ -41,7 +45,8 @@ class EngineArgs:
         kv_tier: where cached keys go when their pages are wanted, as `cpu=2GB,disk=PATH:10GB` (default: nowhere).
         gpu_memory_utilization: share of a GPU's memory that weights and cache may take together.
         seed: of the draws of requests that bring no seed of their own.
-        scheduling_policy: "fcfs" serves in order of arrival, "priority" by `SamplingParams.priority` first.
+        scheduling_policy: who is started first: "fcfs" in order of arrival, "priority" by `SamplingParams.priority`,
+            "fair" whose tenant was served least, "cache-aware" who finds most of its prompt in the cache.
         async_scheduling: plan and start a step before the tokens of the one before it are known on the host (default:
             on a GPU, where it would wait for Python otherwise).
         enforce_eager: capture no CUDA graphs: a faster start and less memory, and slower decoding.
@@ -53,6 +58,7 @@ class EngineArgs:
     dtype: str | torch.dtype = "auto"
     device: str = "auto"
     load_format: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 128
     max_num_batched_tokens: int | None = None
@@ -85,8 +91,9 @@ class EngineArgs:
             raise HeadstartError(f"page_size must be at most {_LARGEST_PAGE} tokens, not {self.page_size}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise HeadstartError(f"seed must be a whole number of at least 0, not {self.seed!r}")
-        if self.scheduling_policy not in ("fcfs", "priority"):
-            raise HeadstartError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")
+        line_of(self.scheduling_policy)
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise HeadstartError(f"quantization must be {' or '.join(QUANTIZATIONS)}, not {self.quantization!r}")
         if self.load_format not in ("auto", "dummy"):
             raise HeadstartError(f"load_format must be auto or dummy, not {self.load_format!r}")
         if self.device == "auto":
@@ -105,6 +112,11 @@ class EngineArgs:
             raise HeadstartError(f"there is no device {self.device!r} to run on; here are {here}")
 
     @property
+    def lossy_settings(self) -> list[str]:
+        """Those that change the model's distribution, in words."""
+        return [] if self.quantization is None else [f"quantization={self.quantization}"]
+
+    @property
     def step_tokens(self) -> int:
         """The token budget of a step."""
         return self.max_num_batched_tokens or _STEP_TOKENS[torch.device(self.device).type]
@@ -114,8 +126,13 @@ class EngineArgs:
         """Tokens per KV cache page."""
         return self.page_size or _PAGE_SIZE[torch.device(self.device).type]
 
-    def cache_size(self, layers: list[LayerKV], config: ModelConfig) -> tuple[int, int]:
+    def cache_size(self, layers: list[LayerKV], config: ModelConfig, step_bytes: int = 0) -> tuple[int, int]:
         """Pages in the cache and the longest sequence, so that one such sequence always fits.
+
+        Args:
+            layers: what each layer keeps per token.
+            config: the model's.
+            step_bytes: bytes of a GPU that stay free for the largest step.
 
         Raises:
             HeadstartError: the asked-for length exceeds the model's or the cache's; the sentence has the numbers.
@@ -130,8 +147,8 @@ class EngineArgs:
             2 * layer.num_kv_heads * layer.head_dim * layer.dtype.itemsize for layer in layers if layer.alias_of is None
         )
         page_bytes = token_bytes * self.tokens_per_page
-        pages = self.num_pages or max(1, self._memory(page_bytes, length) // page_bytes)
-        self._refuse_beyond_memory(pages, page_bytes)
+        pages = self.num_pages or max(1, self._memory(page_bytes, length, step_bytes) // page_bytes)
+        self._refuse_beyond_memory(pages, page_bytes, step_bytes)
         holds = pages * self.tokens_per_page
         if asked is not None and holds < asked:
             raise HeadstartError(
@@ -140,21 +157,28 @@ class EngineArgs:
             )
         return pages, min(length, holds)
 
-    def _refuse_beyond_memory(self, pages: int, page_bytes: int) -> None:
-        """A cache that a user asked for and the machine cannot hold."""
+    def _refuse_beyond_memory(self, pages: int, page_bytes: int, step_bytes: int) -> None:
+        """A cache that the machine cannot hold."""
         wanted = pages * page_bytes
-        if torch.device(self.device).type == "cpu" and wanted > psutil.virtual_memory().total:
-            raise HeadstartError(
-                f"a KV cache of {pages} pages of {self.tokens_per_page} tokens takes {wanted:,} bytes, more than this "
-                "machine has; lower num_pages, page_size or kv_cache_memory"
-            )
+        here = torch.device(self.device)
+        has = psutil.virtual_memory().total if here.type == "cpu" else torch.cuda.mem_get_info(here)[0] - step_bytes
+        if wanted <= has:
+            return
+        cache = f"a KV cache of {pages} pages of {self.tokens_per_page} tokens takes {wanted:,} bytes"
+        if here.type == "cpu":
+            raise HeadstartError(f"{cache}, more than this machine has; lower num_pages, page_size or kv_cache_memory")
+        fits = max(0, has // page_bytes * self.tokens_per_page)
+        raise HeadstartError(
+            f"{cache}, but beside the weights and the largest step {self.device} has {max(0, has):,} free, enough for "
+            f"{fits} tokens; lower max_model_len, max_num_batched_tokens or dtype, or give it more GPUs"
+        )
 
-    def _memory(self, page_bytes: int, length: int) -> int:
+    def _memory(self, page_bytes: int, length: int, step_bytes: int) -> int:
         """Bytes for the cache."""
         if self.kv_cache_memory is not None:
             return self.kv_cache_memory
         wanted = self.max_num_seqs * -(-length // self.tokens_per_page) * page_bytes
         if torch.device(self.device).type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            return min(wanted, max(page_bytes, int(free - total * (1 - self.gpu_memory_utilization))))
+            return min(wanted, int(free - total * (1 - self.gpu_memory_utilization)) - step_bytes)
         return min(wanted, int(psutil.virtual_memory().available * _CPU_CACHE_SHARE))

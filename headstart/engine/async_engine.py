@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import Future
+from operator import attrgetter
 from typing import Any
 
 from headstart.checkpoints.generation import GenerationConfig
@@ -73,6 +74,9 @@ class AsyncEngine(EngineClient):
         pending: Future[Any] = Future()
         self._loop.call(name, arguments, pending)
         return await asyncio.wrap_future(pending)
+
+    async def peek(self, name: str, *arguments: Any) -> Any:
+        return attrgetter(name)(self.engine)(*arguments)
 
     async def drain(self) -> None:
         await super().drain()

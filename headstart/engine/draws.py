@@ -1,4 +1,4 @@
-"""The tokens of a step: read from the device, or drawn while the host looks on, one position after the other."""
+"""The tokens of a step: read from the device, verified all at once, or drawn one position after the other."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -42,12 +42,37 @@ class Draws:
             # Drafts are never started ahead, so that where one has left each has a single row.
             every = len(rows) == len(step.due)
             hidden = step.hidden if every else step.hidden[torch.tensor(rows, device=step.hidden.device)]
-            yield from self._look_on(due, hidden)
+            blindly = self._logit_rule is None and all(allotment.sequence.draws_blindly for allotment in due)
+            yield from (self._verify if blindly else self._look_on)(due, hidden)
             return
         tokens = step.drawn.read()
         for row, allotment in zip(rows, due, strict=True):
             allotment.sequence.num_ahead -= 1
             yield allotment.sequence, Sampled(tokens[row], None)
+
+    def _verify(self, due: list[Allotment], hidden: Tensor) -> Iterator[tuple[Sequence, Sampled]]:
+        """The same where no draw needs to know the tokens before it: all rows at once, whatever will stand of them."""
+        rows = [(allotment, place) for allotment in due for place in range(1 + len(allotment.guesses))]
+        guesses = [_guess(*row) for row in rows]
+        tokens = self._verified(hidden, [a.sequence for a, _ in rows], [place for _, place in rows], guesses)
+        first = 0
+        for allotment in due:
+            sequence = allotment.sequence
+            for place in range(1 + len(allotment.guesses)):
+                token, guess = tokens[first + place], guesses[first + place]
+                stands = guess is not None and token == guess.token
+                if stands:
+                    self._accept(sequence, token, place < len(allotment.guesses))
+                yield sequence, Sampled(token, None)
+                if not stands or sequence.finished:
+                    break
+            first += 1 + len(allotment.guesses)
+
+    @torch.inference_mode()
+    def _verified(
+        self, hidden: Tensor, sequences: list[Sequence], offsets: list[int], guesses: list[Guess | None]
+    ) -> list[int]:
+        return self._sampler.verify(self._runner.logits(hidden), sequences, offsets, guesses).tolist()
 
     def _look_on(self, due: list[Allotment], hidden: Tensor) -> Iterator[tuple[Sequence, Sampled]]:
         """Each sequence's next token, and as long as a guess stands the one after it."""

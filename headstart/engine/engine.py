@@ -16,7 +16,8 @@ from headstart.engine.batch import Allotment, TokenBatch
 from headstart.engine.draws import Draws
 from headstart.engine.flight import Drawn, StepInFlight
 from headstart.engine.intake import Prompt
-from headstart.engine.outputs import RequestOutput
+from headstart.engine.memory import step_bytes
+from headstart.engine.outputs import Logprob, RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.planner import StepPlanner
 from headstart.engine.preparation import Preparation
@@ -25,12 +26,12 @@ from headstart.engine.request import Request, Sequence
 from headstart.engine.rows import HiddenRows
 from headstart.engine.runner import Runner
 from headstart.engine.sampler import Sampled, Sampler
-from headstart.engine.scheduler import ByPriority
 from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Retention, Verifier
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.stats import EngineStats
 from headstart.engine.tiered import add_tiers
+from headstart.engine.waiting import line_of
 from headstart.engine.watch import Watch
 from headstart.errors import InvalidRequestError, MethodError
 from headstart.models.decoder import Decoder
@@ -55,6 +56,10 @@ class Engine:
     def __init__(self, args: EngineArgs, checkpoint: Checkpoint | None = None) -> None:
         self.args = args
         self.stack = Stack(args.use)
+        if args.quantization is not None and (linear := self.stack.optional("linear", LinearOp)) is not None:
+            raise MethodError(
+                f"{linear.card.key} decides how weights are applied, as quantization does: use one of them"  # type: ignore[attr-defined]
+            )
         keys = [item.card.key for item in self.stack.methods]
         self.checkpoint = checkpoint or load_checkpoint(
             args.model,
@@ -65,7 +70,7 @@ class Engine:
             load_format=args.load_format,
         )
         refuse_without_method(self.checkpoint.config.raw, self.checkpoint.name, keys)
-        if checkpoint is not None and self.stack.optional("linear", LinearOp) is not None:
+        if checkpoint is not None and (args.quantization or self.stack.filled("linear")):
             # The caller's model stays as it is: only a copy of its modules, around the same weights, is taken over.
             self.checkpoint = replace(checkpoint, decoder=checkpoint.decoder.with_same_weights())
         decoder = self.checkpoint.decoder
@@ -73,21 +78,28 @@ class Engine:
         self.vocab_size = self.checkpoint.config.vocab_size
         self.eos_ids = self.checkpoint.generation_config.eos_token_ids
         device = torch.device(args.device)
-        self.stack.start(self.checkpoint)
+        self.stack.start(self.checkpoint, args.lossy_settings)
+        if args.quantization is not None:
+            decoder.quantize(args.quantization)
         self._speculation = Speculation.of(self.stack)
         drafter = None if self._speculation is None else self._speculation.drafter
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
         sized = layers if drafter is None else [*layers, *drafter.layers()]
-        num_pages, self.max_model_len = args.cache_size(sized, self.checkpoint.config)
+        config = self.checkpoint.config
+        longest = min(args.max_model_len or config.max_position, config.max_extended_position)
+        taken = step_bytes(decoder, args.step_tokens, args.max_num_seqs, longest)
+        num_pages, self.max_model_len = args.cache_size(sized, config, taken)
         if drafter is not None:
             drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
         self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)
         if args.kv_tier is not None:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
-        inner = self.stack.scheduler
-        self._scheduler = ByPriority(inner) if args.scheduling_policy == "priority" else inner
+        self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
-        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts)
+        line = line_of(args.scheduling_policy)
+        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts, line)
+        if self._speculation is not None:
+            self.planner.guesses = self._speculation.plan
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
         self.sampler = Sampler(
@@ -119,7 +131,7 @@ class Engine:
 
     @property
     def exact(self) -> bool:
-        """Whether the methods in force leave the model's distribution unchanged."""
+        """Whether the methods and settings in force leave the model's distribution unchanged."""
         return self.stack.exact
 
     @property
@@ -162,6 +174,10 @@ class Engine:
         # The other outputs wait until the first has read the prompt, and then find its keys.
         self.planner.waiting.append(request.sequences[0])
 
+    def take_over(self, sequence: Sequence, token: int, logprobs: dict[int, Logprob] | None) -> None:
+        """Add a token that another engine has drawn for a sequence that does not run yet."""
+        self._append(sequence, Sampled(token, logprobs))
+
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request wherever it stands and free its pages; None if there is no such request."""
         request = self.requests.get(request_id)
@@ -201,6 +217,8 @@ class Engine:
             before: what the step before this one drew, while the host does not know it.
         """
         self.planner.begin()
+        if self._speculation is not None:
+            self._speculation.begin(len(self.planner.decoding))
         self._scheduler.schedule(self.planner)
         allotments = self.planner.allotments()
         if not allotments:

@@ -3,6 +3,8 @@
 from collections import deque
 from itertools import count
 
+import torch
+
 from headstart.engine.engine import Engine
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
@@ -44,6 +46,9 @@ class StepGuard:
         try:
             return self.engine.step(), self._own_failures()
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                # What it holds in pieces too small for this step may do for the next, which has one request only.
+                torch.cuda.empty_cache()
             running = list(dict.fromkeys(sequence.request for sequence in self.engine.planner.running))
             self._recover(error)
             self._suspects = deque(running)
@@ -59,8 +64,9 @@ class StepGuard:
     def _examine(self, suspect: Request) -> tuple[list[RequestOutput], Failures]:
         """A step for one request alone."""
         planner = self.engine.planner
-        others = deque(sequence for sequence in planner.waiting if sequence.request is not suspect)
-        planner.waiting = deque(sequence for sequence in planner.waiting if sequence.request is suspect)
+        line = list(planner.waiting)
+        others = [sequence for sequence in line if sequence.request is not suspect]
+        planner.waiting = planner.waiting.fresh(sequence for sequence in line if sequence.request is suspect)
         if self._written < 0:
             self._written = _written(suspect)
         ahead, self.engine.runs_ahead = self.engine.runs_ahead, False
@@ -94,7 +100,7 @@ class StepGuard:
     def _check(self, error: Exception) -> None:
         """Raise `error` unless the engine can write a token for a request of its own."""
         engine, planner = self.engine, self.engine.planner
-        waiting, planner.waiting = planner.waiting, deque()
+        waiting, planner.waiting = planner.waiting, planner.waiting.fresh()
         ahead, engine.runs_ahead = engine.runs_ahead, False
         request_id = f"canary-{next(self._numbers)}"
         params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True, detokenize=False, output_kind="final")

@@ -139,6 +139,7 @@ class Request:
     Attributes:
         namespace: under which its keys are shared; None shares nothing.
         own_namespace: whether the namespace ends with the request.
+        tenant: the digest of whose it is.
         pooler: makes the prompt's embedding; None generates.
         num_sent: per output, the tokens and characters already handed out to a stream of deltas.
         closed: the outputs whose end such a stream has been told.
@@ -152,6 +153,7 @@ class Request:
     namespace: str | None
     own_namespace: bool
     metrics: RequestMetrics
+    tenant: str = ""
     sequences: list[Sequence] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     prompt_done: bool = False

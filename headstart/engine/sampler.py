@@ -16,7 +16,7 @@ from headstart.engine.outputs import Logprob
 from headstart.engine.params import SamplingParams
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft, RejectionSampling, Verifier
-from headstart.ops.sampling import HOTTEST, draw, filtered, uniforms
+from headstart.ops.sampling import HOTTEST, draw, filtered, tempered, uniforms
 from headstart.ops.staging import to_device
 
 # No vocabulary has more tokens.
@@ -80,43 +80,61 @@ class Sampler:
         noted = [row for row, want in enumerate(wants) if want is not None]
         raw = dict(zip(noted, torch.log_softmax(logits[noted], -1).split(1), strict=True)) if noted else {}
         logits = self._restrict(logits, sequences)
-        drawn = self.draw(logits, sequences)
-        guessed = [
-            (i, guess)
-            for i, s in enumerate(sequences)
-            if not s.params.greedy and guesses is not None and (guess := guesses[i]) is not None
-        ]
-        if guessed:
-            chosen = torch.tensor([i for i, _ in guessed], device=logits.device)
-            drawn[chosen] = self._verify(logits[chosen], [(sequences[i], guess) for i, guess in guessed])
-        tokens: list[int] = drawn.tolist()
+        nothing: list[Guess | None] = [None] * len(sequences)
+        tokens: list[int] = self.verify(logits, sequences, [0] * len(sequences), guesses or nothing).tolist()
         return [
             Sampled(token, None if want is None else self.entries(raw[row], [token], want)[0])
             for row, (token, want) in enumerate(zip(tokens, wants, strict=True))
         ]
 
-    def draw(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
-        """`logits [N, V]` float32 → int64 `[N]`, drawn from them as they are; the host does not wait for it."""
+    def draw(self, logits: Tensor, sequences: list[Sequence], offsets: list[int] | None = None) -> Tensor:
+        """`logits [N, V]` float32 → int64 `[N]`, drawn from them as they are; the host does not wait for it.
+
+        A row may be that of a later position: `offsets` says by how much.
+        """
         if all(s.params.greedy for s in sequences):
             return logits.argmax(-1)
-        return _draw(logits, sequences)
+        return _draw(logits, sequences, offsets or [0] * len(sequences))
 
-    def _verify(self, logits: Tensor, guessed: list[tuple[Sequence, "Guess"]]) -> Tensor:
-        """`logits [N, V]`, restricted → `[N]`, what stands of one position."""
-        device = logits.device
-        target = distribution(logits, [sequence.params for sequence, _ in guessed]).double()
-        tokens = torch.tensor([guess.token for _, guess in guessed], device=device)
-        draft = torch.zeros_like(target)
-        for row, (_, guess) in enumerate(guessed):
-            if guess.probabilities is None:
-                draft[row, guess.token] = 1.0
+    def verify(
+        self, logits: Tensor, sequences: list[Sequence], offsets: list[int], guesses: list["Guess | None"]
+    ) -> Tensor:
+        """`logits [N, V]` float32 → int64 `[N]`, taken as they are: what each row says if all guesses before it stand.
+
+        Args:
+            logits: rows of any positions of any sequences.
+            sequences: whose they are; one may have several rows.
+            offsets: how far each row's position lies behind the one that its sequence draws next.
+            guesses: what was guessed there, if anything.
+        """
+        guessed = [i for i, s in enumerate(sequences) if guesses[i] is not None and not s.params.greedy]
+        if not guessed:
+            return self.draw(logits, sequences, offsets)
+        taken = set(guessed)
+        drawn = torch.empty(len(sequences), dtype=torch.int64, device=logits.device)
+        for chosen in (guessed, [i for i in range(len(sequences)) if i not in taken]):
+            if not chosen:
+                continue
+            rows = to_device(np.array(chosen), logits.device)
+            own, places = [sequences[i] for i in chosen], [offsets[i] for i in chosen]
+            if chosen is guessed:
+                found = [guess for i in chosen if (guess := guesses[i]) is not None]
+                drawn[rows] = self._decide(logits[rows], own, places, found)
             else:
-                draft[row] = guess.probabilities
-        points = [
-            [uniform(s.seed, s.num_output, purpose, guess.number) for purpose in (_ACCEPTED, _REPLACED)]
-            for s, guess in guessed
-        ]
-        return self.verifier.verify(target, draft, tokens, torch.tensor(points, dtype=torch.float64, device=device))
+                drawn[rows] = self.draw(logits[rows], own, places)
+        return drawn
+
+    def _decide(self, logits: Tensor, sequences: list[Sequence], offsets: list[int], guesses: list["Guess"]) -> Tensor:
+        """`logits [N, V]`, of which every row was guessed and none is greedy → `[N]`."""
+        device = logits.device
+        target = distribution(logits, [sequence.params for sequence in sequences]).double()
+        seeds = [s.seed % 2**64 for s in sequences]
+        positions = [s.num_output + offset for s, offset in zip(sequences, offsets, strict=True)]
+        numbers = [guess.number for guess in guesses]
+        points = [uniforms(seeds, positions, purpose, numbers) for purpose in (_ACCEPTED, _REPLACED)]
+        tokens = to_device(np.array([guess.token for guess in guesses]), device)
+        draft = _drawn_from(guesses, tokens, target)
+        return self.verifier.verify(target, draft, tokens, to_device(np.stack(points, 1), device))
 
     def forget(self, sequence: Sequence) -> None:
         """Let go of what was remembered about a sequence that has ended."""
@@ -205,17 +223,35 @@ def uniform(seed: int, position: int, purpose: int = _DRAWN, number: int = 0) ->
 
     `number` tells apart what is decided several times at one position, in drafts that are thrown away.
     """
-    return float(uniforms([seed % 2**64], [position], purpose, number)[0])
+    generator = np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[position, purpose, number, 0]))
+    return float(generator.random())
 
 
 def distribution(logits: Tensor, params: list[SamplingParams]) -> Tensor:
     """`logits [N, V]` float32 → `[N, V]`, what is drawn from: after temperature, min-p, top-k and top-p."""
-    return filtered(logits, *to_device(_settings(params), logits.device))
+    settings = _settings(params)
+    if all(p.top_k < 1 and p.top_p >= 1 and p.min_p <= 0 for p in params):
+        # The host knows it, and need not ask the device.
+        return tempered(logits, to_device(settings[0], logits.device))
+    return filtered(logits, *to_device(settings, logits.device))
 
 
-def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+def _drawn_from(guesses: list[Guess], tokens: Tensor, like: Tensor) -> Tensor:
+    """`[N, V]`, from what the guesses `tokens [N]` were drawn: like `like`, 1 where one was certain."""
+    rows = [guess.probabilities for guess in guesses if guess.probabilities is not None]
+    if len(rows) == len(guesses):
+        return torch.stack(rows).to(like.dtype)
+    draft = torch.zeros_like(like).scatter_(1, tokens[:, None], 1.0)
+    if rows:
+        drawn = np.array([row for row, guess in enumerate(guesses) if guess.probabilities is not None])
+        draft[to_device(drawn, like.device)] = torch.stack(rows).to(like.dtype)
+    return draft
+
+
+def _draw(logits: Tensor, sequences: list[Sequence], offsets: list[int]) -> Tensor:
     """One draw per row, for all of which a single small copy goes to the device."""
-    points = uniforms([s.seed % 2**64 for s in sequences], [s.next_position for s in sequences], _DRAWN)
+    positions = [s.next_position + offset for s, offset in zip(sequences, offsets, strict=True)]
+    points = uniforms([s.seed % 2**64 for s in sequences], positions, _DRAWN)
     settings = np.vstack((_settings([s.params for s in sequences]), points))
     return draw(logits, *to_device(settings, logits.device))
 

@@ -22,8 +22,8 @@ class Stack:
 
     Attributes:
         methods: the methods in force, in the order given.
-        exact: whether together they leave the model's output distribution unchanged.
-        fingerprint: of the lossy ones and their options; part of the identity of cached keys.
+        exact: whether together, and with the settings, they leave the model's output distribution unchanged.
+        fingerprint: of the lossy ones and their options, and of lossy settings; part of the identity of cached keys.
         shares_keys: whether a prompt's keys may serve another that begins alike: not where they depend on what
             follows them (a prompt that a lossy method needs whole) or on what is no longer there (`Retention`).
 
@@ -46,6 +46,7 @@ class Stack:
                     raise MethodError(f"{first} and {second} both fill the {slot} slot: use one of them")
                 self._filled[slot] = item
         cards = [item.card for item in self.methods]
+        self._lossy_settings: list[str] = []
         self.exact = all(card.exact for card in cards)
         self.whole_prompts = any(card.chunking == "whole" for card in cards)
         self.fingerprint = self._fingerprint()
@@ -66,14 +67,20 @@ class Stack:
             if min_context and not slot.startswith(("attention.", "selector.")):
                 raise MethodError(f"{key} declares min_context, which the slot {slot} cannot honour")
 
-    def start(self, checkpoint: Checkpoint) -> None:
+    def start(self, checkpoint: Checkpoint, lossy_settings: Iterable[str] = ()) -> None:
         """Show each method the model that it is to serve.
+
+        Args:
+            checkpoint: the model.
+            lossy_settings: of the engine, which change the model's distribution too (`"quantization=int8"`).
 
         Raises:
             MethodError: one cannot.
         """
         for item in self.methods:
             item.start(checkpoint)
+        self._lossy_settings = sorted(lossy_settings)
+        self.exact = self.exact and not self._lossy_settings
         self.fingerprint = self._fingerprint()
 
     def _fingerprint(self) -> str:
@@ -81,6 +88,7 @@ class Stack:
         from headstart.methods import registry
 
         lossy = sorted(f"{registry.describe(item)} {item.identity()}" for item in self.methods if not item.card.exact)
+        lossy += self._lossy_settings
         return hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
 
     def identity(self, prompt_length: int) -> str:

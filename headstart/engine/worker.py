@@ -12,6 +12,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,8 @@ class _Worker:
                     self._loop.abort(*rest)
                 elif kind == "call":
                     self._call(*rest)
+                elif kind == "peek":
+                    self._peek(*rest)
                 else:
                     self._loop.stop()
                     return
@@ -155,6 +158,12 @@ class _Worker:
 
         pending.add_done_callback(answer)
         self._loop.call(name, arguments, pending)
+
+    def _peek(self, number: int, name: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            self._send("answer", number, attrgetter(name)(self._engine)(*arguments), None)
+        except Exception as error:
+            self._send("answer", number, None, error)
 
     def _emit(self, items: list[tuple[int, Item]]) -> None:
         # The counters come with every step, so that a client that counts its tokens finds the same in the metrics.

@@ -56,8 +56,9 @@ def score_tasks(llm: LLM, settings: dict[str, Any]) -> list[dict[str, Any]]:
     Returns:
         `Score`s as dicts.
     """
-    from headstart.evaluation.quality import QualitySettings, Run
+    from headstart.evaluation.quality import Run
     from headstart.evaluation.quality_results import ResultFile
+    from headstart.evaluation.quality_settings import QualitySettings
     from headstart.evaluation.tasks import Sources
 
     sources = Sources(data=None if settings["data"] is None else Path(settings["data"]))
@@ -91,7 +92,7 @@ def check_ask(ask: QualityAsk, subject: Subject, contenders: Sequence[Contender]
     Raises:
         HeadstartError: an unknown task, a length that the model does not serve, or a peer, which has no tasks here.
     """
-    from headstart.evaluation.quality import BITS
+    from headstart.evaluation.quality_settings import BITS
     from headstart.evaluation.tasks import resolve
 
     peer = next((contender.label for contender in contenders if contender.side != "headstart"), None)

@@ -20,7 +20,8 @@ def source_digests(methods: Iterable[type]) -> dict[str, str]:
     files: set[Path] = set()
     for method in methods:
         for cls in method.__mro__:
-            if cls.__module__.split(".")[0] not in sys.stdlib_module_names and not cls.__module__.endswith(".seams"):
+            packages = cls.__module__.split(".")
+            if packages[0] not in sys.stdlib_module_names and "seams" not in packages:
                 files |= _files_of(cls)
     names = {str(path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path) for path in files}
     return {name: digest for name in sorted(names) if (digest := file_digest(name)) is not None}

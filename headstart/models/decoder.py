@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.models.config import LayerKind, ModelConfig, MoEConfig
-from headstart.models.layers import Embedding, Linear, RMSNorm, add_and_norm, parameter
+from headstart.models.layers import Embedding, Linear, Quantized, RMSNorm, add_and_norm, parameter
 from headstart.models.rope import Rope
 from headstart.ops.activation import gated
 from headstart.ops.linear import linear
@@ -155,8 +155,8 @@ class MoE(nn.Module):
         super().__init__()
         experts, hidden, inner = moe.num_experts, config.hidden_size, moe.intermediate_size
         self.router = Linear(hidden, experts, False, dtype, device)
-        self.gate_up = parameter(empty_experts(experts, 2 * inner, hidden, dtype, device))
-        self.down = parameter(empty_experts(experts, hidden, inner, dtype, device))
+        self.gate_up: nn.Parameter | Quantized = parameter(empty_experts(experts, 2 * inner, hidden, dtype, device))
+        self.down: nn.Parameter | Quantized = parameter(empty_experts(experts, hidden, inner, dtype, device))
         self.moe = moe
         self.activation = config.activation
 
@@ -168,8 +168,15 @@ class MoE(nn.Module):
             renormalise=self.moe.renormalise,
             keep_float32=self.moe.keep_float32,
         )
-        mixed = mix_experts(x, weights, experts, self.gate_up, self.down, self.activation)
-        return mixed if onto is None else onto + mixed
+        held = (part.weight if isinstance(part, Quantized) else part for part in (self.gate_up, self.down))
+        return mix_experts(x, weights, experts, *held, self.activation, onto)
+
+    def quantize(self, kind: str) -> None:
+        """Keep the experts in eight bits only (a name in `headstart.ops.quantized.QUANTIZATIONS`)."""
+        for name in ("gate_up", "down"):
+            quantized = Quantized(getattr(self, name), kind)
+            delattr(self, name)
+            setattr(self, name, quantized)
 
 
 class Layer(nn.Module):
@@ -268,6 +275,21 @@ class Decoder(nn.Module):
             scores = self.lm_head(hidden).float()
         cap = self.config.logits_softcap
         return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    def quantize(self, kind: str) -> None:
+        """Keep the weights of the layers in eight bits only; embedding, output layer and routers stay as they are.
+
+        Args:
+            kind: a name in `headstart.ops.quantized.QUANTIZATIONS`.
+        """
+        for layer in self.layers:
+            for module in list(layer.modules()):
+                if isinstance(module, MoE):
+                    module.quantize(kind)
+                elif isinstance(module, MLP | Attention):
+                    for part in module.children():
+                        if isinstance(part, Linear):
+                            part.quantize(kind)
 
     def with_same_weights(self) -> Self:
         """Another decoder of the same tensors, whose modules may be changed without changing this one's."""

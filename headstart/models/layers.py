@@ -10,6 +10,7 @@ from headstart.ops import kernels
 from headstart.ops.activation import gated
 from headstart.ops.linear import empty_weight, gated_linear, linear
 from headstart.ops.norm import add_rms_norm, rms_norm
+from headstart.ops.quantized import QuantizedWeight, quantize, quantized_gated_linear, quantized_linear
 
 
 class Linear(nn.Module):
@@ -31,13 +32,51 @@ class Linear(nn.Module):
         """`[T, in]` → `[T, out]`, added to `onto [T, out]` if given, whose place it may take."""
         if self.op is None:
             return linear(x, self.weight, self.bias, onto)
+        if isinstance(self.op, Quantized):
+            return self.op(x, onto)
         return self.op(x) if onto is None else onto + self.op(x)
 
     def gated(self, x: Tensor, activation: str) -> Tensor:
         """`[T, in]` → `[T, out / 2]`: the first half of the outputs gates the other."""
         if self.op is None and kernels.run_on(x):
             return gated_linear(x, self.weight, self.bias, activation)
+        if isinstance(self.op, Quantized):
+            return quantized_gated_linear(x, self.op.weight, self.bias, activation)
         return gated(self(x), activation)
+
+    def quantize(self, kind: str) -> None:
+        """Keep the weight in eight bits only (a name in `headstart.ops.quantized.QUANTIZATIONS`)."""
+        self.op = Quantized(self.weight, kind, self.bias)
+        del self.weight
+
+
+class Quantized(nn.Module):
+    """A weight `[..., out, in]` in eight bits, made from one in more.
+
+    Args:
+        weight: rounded here, and not kept.
+        kind: a name in `headstart.ops.quantized.QUANTIZATIONS`.
+        bias: `[out]`.
+    """
+
+    values: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, kind: str, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        values, scale = quantize(weight.detach(), kind)
+        self.register_buffer("values", values)
+        self.register_buffer("scale", scale)
+        self.bias = bias
+
+    @property
+    def weight(self) -> QuantizedWeight:
+        """What the ops take."""
+        return QuantizedWeight(self.values, self.scale)
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """`[T, in]` → `[T, out]`, for a weight `[out, in]`."""
+        return quantized_linear(x, self.weight, self.bias, onto)
 
 
 class Embedding(nn.Module):

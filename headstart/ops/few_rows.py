@@ -21,10 +21,13 @@ MOST_ROWS = 16
 # Larger than the level-two cache of any GPU that this runs on: written between two runs, it leaves nothing there.
 _FLUSH_BYTES = 128 << 20
 _REPEATS = 7
+# So long is the device busy with emptying the cache that the host, slow in launching a kernel, is done before it: else
+# the launch would be measured, of which a captured step has none.
+_FLUSHES = 6
 # cuBLAS stays where a kernel is not faster by more than what repeated measurements differ by.
 _MARGIN = 0.97
 
-_chosen: dict[tuple[bool, torch.Size, torch.dtype, torch.device], "Config | None"] = {}
+_chosen: dict[tuple[int, torch.Size, torch.dtype, torch.dtype, torch.device], "Config | None"] = {}
 
 
 def takes(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None) -> bool:
@@ -39,13 +42,24 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None) -
     )
 
 
-def choice(x: Tensor, weight: Tensor) -> "Config | None":
-    """The kernel's tiling that is fastest for products of this shape; None is cuBLAS."""
-    key = (x.shape[0] > 1, weight.shape, x.dtype, x.device)
+def choice(
+    x: Tensor, weight: Tensor, scale: Tensor | None = None, plain: Callable[[], object] | None = None
+) -> "Config | None":
+    """The kernel's tiling that is fastest for products of this shape; None is the plain way.
+
+    Args:
+        x: `[T, in]`.
+        weight: `[out, in]`.
+        scale: `[out]` of a weight in eight bits.
+        plain: computes the product the plain way (default: cuBLAS).
+    """
+    from headstart.ops.kernels import few_rows
+
+    key = (few_rows.row_tile(x.shape[0]), weight.shape, weight.dtype, x.dtype, x.device)
     if key not in _chosen:
         if torch.cuda.is_current_stream_capturing():
             return None
-        _chosen[key] = _fastest(x, weight)
+        _chosen[key] = _fastest(x, weight, scale, plain or (lambda: F.linear(x, weight)))
     return _chosen[key]
 
 
@@ -56,14 +70,22 @@ def candidates(rows: int) -> "tuple[Config, ...]":
     return few_rows.ONE_ROW if rows == 1 else few_rows.SEVERAL_ROWS
 
 
-def _fastest(x: Tensor, weight: Tensor) -> "Config | None":
+def _fastest(x: Tensor, weight: Tensor, scale: Tensor | None, plain: Callable[[], object]) -> "Config | None":
+    from triton.runtime.errors import OutOfResources
+
     from headstart.ops.kernels import few_rows
+
+    def by_kernel(config: "Config") -> Callable[[], object]:
+        return lambda: few_rows.product(x, weight, None, None, config, scale)
 
     try:
         cold = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=x.device)
-        best, least = None, _MARGIN * seconds(lambda: F.linear(x, weight), cold.zero_, _REPEATS)
+        best, least = None, _MARGIN * seconds(plain, cold.zero_, _REPEATS)
         for config in candidates(x.shape[0]):
-            taken = seconds(lambda config=config: few_rows.product(x, weight, None, None, config), cold.zero_, _REPEATS)
+            try:
+                taken = seconds(by_kernel(config), cold.zero_, _REPEATS)
+            except OutOfResources:
+                continue  # more rows make larger tiles than this GPU has shared memory for
             if taken < least:
                 best, least = config, taken
     except torch.cuda.OutOfMemoryError:
@@ -76,7 +98,8 @@ def seconds(run: Callable[[], object], before: Callable[[], object], repeats: in
     run()
     times = []
     for _ in range(repeats):
-        before()
+        for _ in range(_FLUSHES):
+            before()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         run()

@@ -88,17 +88,17 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 def _widened_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product in float32 with the weight widened block by block into a small buffer."""
     wide = x.float()
-    y = _widened_rows(wide, weight) if weight.is_contiguous() else _widened_columns(wide, weight.t())
+    y = widened_rows(wide, weight) if weight.is_contiguous() else _widened_columns(wide, weight.t())
     return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
-def _widened_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """`x [T, in]` float32, `weight [out, in]` contiguous → float32 `[T, out]`, some outputs at a time."""
+def widened_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """`x [T, in]` float32, `weight [out, in]` contiguous, of any dtype → float32 `[T, out]`, some outputs at a time."""
     out_features, in_features = weight.shape
     y = torch.empty(x.shape[0], out_features)
     elements = weight.numel() if x.shape[0] >= _WHOLE_ROWS else _BLOCK_ELEMENTS
     height = max(1, min(out_features, elements // in_features))
-    buffer = _buffer(height * in_features)
+    buffer = float32_buffer(height * in_features)
     for top in range(0, out_features, height):
         bottom = min(top + height, out_features)
         block = buffer[: (bottom - top) * in_features].view(bottom - top, in_features)
@@ -113,7 +113,7 @@ def _widened_columns(x: Tensor, weight: Tensor) -> Tensor:
     y = torch.empty(rows, out_features)
     width = min(out_features, _BLOCK_COLUMNS)
     depth = in_features if rows >= _WHOLE_ROWS else max(1, min(in_features, _BLOCK_ELEMENTS // width))
-    buffer = _buffer(depth * width)
+    buffer = float32_buffer(depth * width)
     for left in range(0, out_features, width):
         right = min(left + width, out_features)
         part = y[:, left:right]
@@ -131,7 +131,7 @@ def _widened_columns(x: Tensor, weight: Tensor) -> Tensor:
 _scratch = threading.local()
 
 
-def _buffer(elements: int) -> Tensor:
+def float32_buffer(elements: int) -> Tensor:
     """A float32 buffer that each thread keeps between calls, since fresh pages cost more than the widening."""
     buffer: Tensor | None = getattr(_scratch, "buffer", None)
     if buffer is None or buffer.numel() < elements:

@@ -47,6 +47,11 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_
     return drawn
 
 
+def tempered(logits: Tensor, temperature: Tensor) -> Tensor:
+    """`logits [N, V]` → probabilities `[N, V]` at these temperatures `[N]`, all above 0."""
+    return torch.softmax(logits / temperature.float().clamp(COLDEST, HOTTEST)[:, None], -1)
+
+
 def filtered(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """`logits [N, V]` → probabilities `[N, V]`, what `draw` draws from rows that are not greedy."""
     probabilities = _tempered(logits, temperature, min_p)
@@ -73,7 +78,7 @@ def draw_reference(
         if 0 < k < len(row) or p < 1:
             weights, order = weights.sort(descending=True, stable=True)
             if 0 < k < len(row):
-                weights[k:] = 0.0
+                weights[int(k) :] = 0.0
             if p < 1:
                 before = weights.cumsum(0) - weights
                 weights = torch.where((before < p * weights.sum()) | (order == order[0]), weights, 0.0)
@@ -95,7 +100,7 @@ def invert(weights: Tensor, points: Tensor) -> Tensor:
 
 def _tempered(logits: Tensor, temperature: Tensor, min_p: Tensor) -> Tensor:
     """`[N, V]` → probabilities `[N, V]` after temperature and min-p `[N]`; min-p leaves them unnormalised."""
-    probabilities = torch.softmax(logits / temperature.float().clamp(COLDEST, HOTTEST)[:, None], -1)
+    probabilities = tempered(logits, temperature)
     if bool((min_p > 0).any()):
         floor = probabilities.amax(-1, keepdim=True) * min_p.float()[:, None]
         probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
@@ -167,20 +172,21 @@ _KEY_STEPS = (
 )
 
 
-def uniforms(seeds: ArrayLike, positions: ArrayLike, purpose: int = 0, number: int = 0) -> NDArray[np.float64]:
+def uniforms(seeds: ArrayLike, positions: ArrayLike, purpose: int = 0, number: ArrayLike = 0) -> NDArray[np.float64]:
     """The numbers in [0, 1) that decide something at output positions: Philox 4x64-10 with the seeds as its keys.
 
     They are those of `numpy.random.Philox(key=seed, counter=[position, purpose, number, 0])`, all at once.
 
     Args:
-        seeds: `[N]`, whole numbers modulo 2^64.
+        seeds: `[N]`, whole numbers from 0 to 2^64 - 1.
         positions: `[N]`.
-        purpose, number: tell apart what is decided at one position.
+        purpose, number: tell apart what is decided at one position; the latter may be `[N]`.
 
     Returns:
         `[N]`.
     """
-    seeds, positions = (np.asarray(values).astype(np.uint64) for values in (seeds, positions))
+    # Said outright: of numbers on both sides of 2^63 NumPy would make floats.
+    seeds, positions = (np.asarray(values, dtype=np.uint64) for values in (seeds, positions))
     count = len(seeds)
     keys = np.repeat(_KEY_STEPS[:, :, None], count, 2)
     keys[:, 0] += seeds

@@ -26,8 +26,7 @@ def write_kv(
         k_scale, v_scale: of pages of eight bits.
     """
     largest = torch.finfo(k_pages.dtype).max if k_pages.dtype.itemsize == 1 else 0.0
-    alike = k_pages.stride() == v_pages.stride()
-    if alike and k.stride(-1) == v.stride(-1) == k_pages.stride(-1) == 1 and kernels.run_on(k_pages, v_pages, k, v):
+    if kernels.run_on(k_pages, v_pages, k, v) and _fit_the_kernel(k_pages, v_pages, k, v):
         from headstart.ops.kernels import write_kv as fused
 
         fused.write_kv(k_pages, v_pages, k, v, slots, k_scale, v_scale, largest)
@@ -38,3 +37,8 @@ def write_kv(
             # Eight-bit floats have no scatter of their own.
             pages, values = pages.view(torch.uint8), values.view(torch.uint8)
         pages.flatten(0, 1).index_copy_(0, slots, values.to(pages.dtype))
+
+
+def _fit_the_kernel(k_pages: Tensor, v_pages: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Both pages lie alike, and the numbers of a head beside one another."""
+    return k_pages.stride() == v_pages.stride() and k.stride(-1) == v.stride(-1) == k_pages.stride(-1) == 1

@@ -16,7 +16,7 @@ from headstart.server.protocol import ChatRequest
 from headstart.server.service import Job, Service
 from headstart.server.tools.calls import CallDelta
 from headstart.server.tools.format import CallParser, Piece
-from headstart.server.tools.use import ToolUse, blamed_on_tools, encode_with_tools, tool_use
+from headstart.server.tools.use import ToolUse, blamed_on_tools, tool_use
 
 
 class ChatAnswer(Answer):
@@ -125,10 +125,9 @@ async def chat_job(service: Service, asked: ChatRequest, tools: ToolUse | None, 
     Raises:
         HeadstartError: messages that the model's template refuses, or that are too long, or parameters out of range.
     """
-    if tools is None:
-        token_ids = await service.encode_chat(asked.messages, asked.add_generation_prompt, asked.chat_template_kwargs)
-    else:
-        token_ids = await encode_with_tools(service, asked.messages, tools, asked.chat_template_kwargs)
+    token_ids = await service.encode_chat(
+        asked.messages, asked.add_generation_prompt, asked.chat_template_kwargs, () if tools is None else tools.tools
+    )
     field = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
     params = asked.sampling_params(
         service.sampling_defaults(),

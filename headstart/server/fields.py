@@ -51,13 +51,32 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+class Tolerant(Body):
+    """A body that may bring fields that are not known here, as long as they ask for nothing.
+
+    Clients send back what they once were answered, with fields that are empty.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unused(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if key in cls.model_fields or not cls._unused(key, value)}
+
+    @classmethod
+    def _unused(cls, key: str, value: Any) -> bool:
+        """Whether a field that is not known asks for nothing with this value."""
+        return value in (None, [])
+
+
 def _with_neutral(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Tell of the unsupported fields in a request's JSON schema."""
     neutral = {name: {"enum": list(values), "description": "Not supported."} for name, values in UNSUPPORTED.items()}
     schema["properties"] = neutral | schema["properties"]
 
 
-class LabelledRequest(Body):
+class LabelledRequest(Tolerant):
     """A request with labels for whoever runs the server; they do not change the answer."""
 
     model_config = ConfigDict(json_schema_extra=_with_neutral)
@@ -68,14 +87,7 @@ class LabelledRequest(Body):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _drop_unused(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if key in cls.model_fields or not _unused(key, value)}
-
-
-def _unused(key: str, value: Any) -> bool:
-    # By type too: JSON's 0 is not false, though Python thinks so.
-    return any(type(value) is type(neutral) and value == neutral for neutral in UNSUPPORTED.get(key, ()))
+    def _unused(cls, key: str, value: Any) -> bool:
+        # By type too: JSON's 0 is not false, though Python thinks so.
+        return any(type(value) is type(neutral) and value == neutral for neutral in UNSUPPORTED.get(key, ()))

@@ -82,7 +82,7 @@ def bounded(receive: Receive, headers: Headers, most: int, seconds: float) -> Re
         nonlocal received, complete
         if complete:
             return await receive()
-        while True:
+        while max(size, received) <= most * _DISCARDED:
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
@@ -93,15 +93,16 @@ def bounded(receive: Receive, headers: Headers, most: int, seconds: float) -> Re
             complete = not message.get("more_body", False)
             if max(size, received) <= most or message["type"] != "http.request":
                 return message
-            if complete or max(size, received) > most * _DISCARDED:
-                raise _too_large(most)
+            if complete:
+                break
+        raise _too_large(most)
 
     return read
 
 
 def _too_large(most: int) -> ApiError:
     limit = f"{most / 2**20:g} MiB" if most >= 2**20 else f"{most} bytes"
-    return ApiError(413, f"the request body is larger than the {limit} this key may send", code="too_large")
+    return ApiError(413, f"the request body is larger than the {limit} that may be sent here", code="too_large")
 
 
 class Outermost:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 from typing_extensions import TypedDict
 
 from headstart.errors import InvalidRequestError
-from headstart.server.fields import Body, expected
+from headstart.server.fields import Body, Tolerant, expected
 
 MAX_TOOLS = 128
 FUNCTION_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
@@ -53,7 +53,7 @@ class ToolCall(Body):
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
-class Message(Body):
+class Message(Tolerant):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -63,14 +63,6 @@ class Message(Body):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_unused(cls, data: Any) -> Any:
-        # Clients send back the assistant's messages as they got them, with fields that are empty.
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if key in cls.model_fields or value not in (None, [])}
 
     @model_validator(mode="after")
     def _fields_suit_the_role(self) -> "Message":

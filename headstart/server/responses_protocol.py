@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from headstart.errors import InvalidRequestError
 from headstart.server.errors import ApiError
-from headstart.server.fields import Body, LabelledRequest, expected, within
+from headstart.server.fields import Body, LabelledRequest, Tolerant, expected, within
 from headstart.server.messages import (
     FUNCTION_NAME,
     MAX_TOOLS,
@@ -60,7 +60,7 @@ def _parts(value: Any) -> Any:
 Parts = Annotated[list[Part] | None, BeforeValidator(_parts, json_schema_input_type=str | list[Part] | None)]
 
 
-class Item(Body):
+class Item(Tolerant):
     """A message, a call that was made, or what the called function returned."""
 
     type: Literal["message", "function_call", "function_call_output"] = "message"
@@ -72,14 +72,6 @@ class Item(Body):
     name: str | None = None
     arguments: str | None = None
     output: Parts = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_unused(cls, data: Any) -> Any:
-        # Items of an earlier response come back with all its fields.
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if key in cls.model_fields or value not in (None, [])}
 
     @model_validator(mode="after")
     def _fields_suit_the_type(self) -> "Item":

@@ -15,17 +15,15 @@ from headstart.engine.params import SamplingParams
 from headstart.errors import HeadstartError, InvalidRequestError
 from headstart.server.errors import ApiError, unavailable
 from headstart.server.lifecycle import Lifecycle
-from headstart.server.limits import too_many
+from headstart.server.messages import Message, Tool
 from headstart.server.metrics import Metrics
-from headstart.server.protocol import Message
-from headstart.server.streams import merge
-from headstart.server.tenants import Limits, Tenant, current_tenant
+from headstart.server.places import Alarm, Places
+from headstart.server.streams import together
+from headstart.server.tenants import Limits, current_tenant
 from headstart.server.tracing import Tracing
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer.
 LONG_TEXT = 4096
-# Of a request with several prompts, so many outputs may wait for a client that reads slowly.
-UNREAD_OUTPUTS = 64
 # What a request says elsewhere, or must not bring along: a template is a program.
 RESERVED_TEMPLATE_ARGUMENTS = frozenset({"add_generation_prompt", "chat_template", "messages", "tools"})
 
@@ -115,22 +113,32 @@ class Service:
         messages: Sequence[Message],
         add_generation_prompt: bool,
         template_arguments: dict[str, Any] | None,
+        tools: Sequence[Tool] = (),
     ) -> list[int]:
         """Token ids of a chat, through the model's template, which writes its own special tokens.
+
+        Args:
+            messages: the turns.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            template_arguments: further variables of the template.
+            tools: described to the model by the template.
 
         Raises:
             HeadstartError: the model has no template, or the template refuses the messages.
         """
         arguments = template_arguments or {}
-        if self.tokenizer.chat_template is None:
+        if self.tokenizer.chat_template is None and not tools:
             raise ApiError(400, "this model has no chat template; send a prompt to /v1/completions", param="messages")
         if reserved := RESERVED_TEMPLATE_ARGUMENTS & set(arguments):
             message = f"chat_template_kwargs cannot set {min(reserved)}"
             raise ApiError(400, message, param="chat_template_kwargs")
         turns = [message.for_template() for message in messages]
-        length = sum(len(turn["content"]) for turn in turns)
-        render = partial(self.tokenizer.apply_chat_template, add_generation_prompt=add_generation_prompt, **arguments)
-        text = await off_loop(length, render, turns)
+        described = [tool.model_dump(exclude_none=True) for tool in tools] or None
+        length = sum(len(turn["content"]) for turn in turns) + len(str(described))
+        text = await off_loop(
+            length,
+            partial(self.tokenizer.apply_chat_template, turns, described, add_generation_prompt, **arguments),
+        )
         self._check_fits(text, "messages")
         return await self.encode(text, add_special_tokens=False)
 
@@ -203,7 +211,7 @@ class Service:
         streams = [
             self._run(job, f"{request_id}-{index}", salt, arrival, until, places) for index, job in enumerate(jobs)
         ]
-        return self._admitted(places, _alone(streams[0]) if len(streams) == 1 else _merged(streams))
+        return self._admitted(places, together(streams))
 
     @staticmethod
     def _check_length(jobs: Sequence[Job], most: int) -> None:
@@ -233,7 +241,7 @@ class Service:
             raise unavailable(f"{queued} requests are waiting already; try again later", "queue_full")
 
     @staticmethod
-    async def _admitted(places: "Places", stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    async def _admitted(places: Places, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """The stream of a request that holds its places until it ends."""
         try:
             places.take()
@@ -250,7 +258,7 @@ class Service:
         cache_salt: str | None,
         arrival: float,
         until: float | None,
-        places: "Places",
+        places: Places,
     ) -> AsyncGenerator[RequestOutput, None]:
         tenant = current_tenant.get()
         charged: Callable[[float], None] = (lambda tokens: None) if tenant is None else tenant.tokens.spend
@@ -305,102 +313,6 @@ class Service:
             self.metrics.request_finished(
                 output.metrics, len(output.prompt_token_ids), max(generated.values()), sum(generated.values())
             )
-
-
-class Places:
-    """What a request takes of the line, and of its key's requests at once: one for each output.
-
-    Args:
-        service: whose line.
-        tenant: whose request it is.
-        outputs: how many places.
-    """
-
-    def __init__(self, service: Service, tenant: Tenant | None, outputs: int) -> None:
-        self._service, self._tenant, self._outputs = service, tenant, outputs
-        self._held = 0
-
-    def take(self) -> None:
-        """Take all of them, if there are so many.
-
-        Raises:
-            ApiError: there are not.
-        """
-        most = None if self._tenant is None else self._tenant.limits.max_concurrent_requests
-        # The request itself counts already. More outputs than the key has may run where nothing else does.
-        others = 0 if self._tenant is None else self._tenant.active - 1
-        if most is not None and others > 0 and others + self._outputs > most:
-            self._service.metrics.refused("concurrency_limit_exceeded")
-            message = f"{others} outputs for this key are being written, and with this request it would be over {most}"
-            raise too_many(message, "concurrency_limit_exceeded", 1)
-        self._service.check_queue(self._outputs)
-        self._service.open_outputs += self._outputs
-        self._held = self._outputs
-        if self._tenant is not None:
-            self._tenant.active += self._outputs - 1
-
-    def give_back(self, outputs: int | None = None) -> None:
-        """So many have ended, or all that are left."""
-        ended = self._held if outputs is None else min(outputs, self._held)
-        before, self._held = self._held, self._held - ended
-        self._service.open_outputs -= ended
-        if self._tenant is not None:
-            # The last one is the request's own.
-            self._tenant.active -= max(before - 1, 0) - max(self._held - 1, 0)
-
-
-class Alarm:
-    """Ends a request in the engine when its time is over.
-
-    Args:
-        engine: runs the request.
-        request_id: its name there.
-        until: when it must end, by `time.monotonic()`; None never ends it.
-    """
-
-    def __init__(self, engine: EngineClient, request_id: str, until: float | None) -> None:
-        self._engine, self._request_id = engine, request_id
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        if until is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, until - time.monotonic()), self._ring)
-
-    def _ring(self) -> None:
-        self._task = asyncio.ensure_future(self._engine.abort(self._request_id))
-
-    def check(self, output: RequestOutput) -> None:
-        """Raise 504 if this output is the last because the time was over."""
-        if self._task is not None and any(choice.finish_reason == "abort" for choice in output.outputs):
-            message = "the request took longer than this key may take; ask for fewer tokens"
-            raise ApiError(504, message, kind="timeout_error", code="request_timeout")
-
-    def cancel(self) -> None:
-        """The request has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-async def _alone(stream: AsyncGenerator[T, None]) -> AsyncGenerator[tuple[int, T], None]:
-    """What `merge` makes of one stream."""
-    async with aclosing(stream):
-        async for item in stream:
-            yield 0, item
-
-
-async def _merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """`merge`, which takes no more from the streams while its reader is behind: what comes meanwhile joins there."""
-    permits = asyncio.Semaphore(UNREAD_OUTPUTS)
-
-    async def held_back(stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        async with aclosing(stream):
-            async for item in stream:
-                await permits.acquire()
-                yield item
-
-    async with aclosing(merge([held_back(stream) for stream in streams])) as items:
-        async for item in items:
-            permits.release()
-            yield item
 
 
 async def off_loop(length: int, work: Callable[..., T], *arguments: Any) -> T:

@@ -17,6 +17,8 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 # How long a stream that ends early waits for its client to take the reason.
 FAREWELL_SECONDS = 1.0
+# Of a request with several prompts, so many outputs may wait for a client that reads slowly.
+UNREAD_OUTPUTS = 64
 
 
 async def unless_gone(receive: Receive, closing: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
@@ -83,6 +85,32 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
                 yield item
     finally:
         await _cancel(*tasks)
+
+
+def together(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """`merge`, which takes no more from the streams while its reader is behind: what comes meanwhile joins there."""
+    return _alone(streams[0]) if len(streams) == 1 else _merged(streams)
+
+
+async def _alone(stream: AsyncGenerator[T, None]) -> AsyncGenerator[tuple[int, T], None]:
+    async with aclosing(stream):
+        async for item in stream:
+            yield 0, item
+
+
+async def _merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    permits = asyncio.Semaphore(UNREAD_OUTPUTS)
+
+    async def held_back(stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        async with aclosing(stream):
+            async for item in stream:
+                await permits.acquire()
+                yield item
+
+    async with aclosing(merge([held_back(stream) for stream in streams])) as items:
+        async for item in items:
+            permits.release()
+            yield item
 
 
 class Begun(AsyncIterator[T]):

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from headstart.server.body import read_body
 from headstart.server.protocol import DetokenizeRequest, TokenizeRequest
 from headstart.server.service import Service
-from headstart.server.tools.use import encode_with_tools, tool_use
+from headstart.server.tools.use import tool_use
 
 
 def token_routes(service: Service) -> APIRouter:
@@ -19,10 +19,11 @@ def token_routes(service: Service) -> APIRouter:
         asked = await read_body(request, TokenizeRequest)
         service.check_model(asked.model)
         tools = tool_use(service, asked.tools, asked.tool_choice, None)
-        if asked.messages is not None and tools is not None:
-            found = await encode_with_tools(service, asked.messages, tools, asked.chat_template_kwargs)
-        elif asked.messages is not None:
-            found = await service.encode_chat(asked.messages, asked.add_generation_prompt, asked.chat_template_kwargs)
+        if asked.messages is not None:
+            described = () if tools is None else tools.tools
+            found = await service.encode_chat(
+                asked.messages, asked.add_generation_prompt, asked.chat_template_kwargs, described
+            )
         else:
             found = await service.encode(asked.prompt or "", add_special_tokens=asked.add_special_tokens)
         return {"count": len(found), "max_model_len": service.engine.max_model_len, "tokens": found}

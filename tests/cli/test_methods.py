@@ -125,7 +125,8 @@ def test_a_card_shows_all_that_is_known(headstart: Run, key: str) -> None:
         parts += [card.paper.title, card.paper.arxiv or "", card.paper.venue]
     if card.claim:
         parts += [card.claim.text, card.claim.setting, card.claim.source]
-    for text in [*parts, *(option.name for option in card.options), f"headstart bench method {key}"]:
+    own = getattr(card.implementation, "commands", ()) or (f"headstart bench method {key}",)
+    for text in [*parts, *(option.name for option in card.options), *own]:
         assert text in shown
     assert ("there is no code yet" in shown) == (card.status == "planned")
     assert headstart("methods", key, "--json").json["key"] == key
@@ -133,6 +134,8 @@ def test_a_card_shows_all_that_is_known(headstart: Run, key: str) -> None:
 
 def test_the_use_that_a_card_shows_can_be_built(headstart: Run) -> None:
     for card in registry.catalogue(status="implemented"):
+        if card.kind == "analysis":
+            continue
         out = headstart("methods", card.key).out
         registry.build(out.split("--use ")[1].split()[0])
 

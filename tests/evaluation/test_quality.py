@@ -10,11 +10,12 @@ import pytest
 from headstart import LLM
 from headstart.errors import HeadstartError
 from headstart.evaluation import quality
-from headstart.evaluation.quality import BITS, LOGITS, QualitySettings, Run, report
+from headstart.evaluation.quality import Run, report
 from headstart.evaluation.quality_pictures import draw_pictures, heat_map
 from headstart.evaluation.quality_prompts import Prompts, seconds_ahead
 from headstart.evaluation.quality_report import Score, failure, mean_score
 from headstart.evaluation.quality_results import Record, ResultFile, settings_hash
+from headstart.evaluation.quality_settings import BITS, LOGITS, QualitySettings
 from headstart.evaluation.tasks import Example, Sources, task
 
 

@@ -11,9 +11,10 @@ from headstart.engine.engine import Engine
 from headstart.engine.params import SamplingParams
 from headstart.engine.seams import LogitRule, Retention
 from headstart.errors import HeadstartError
-from headstart.evaluation.quality import LOGITS, QualitySettings, Run
+from headstart.evaluation.quality import Run
 from headstart.evaluation.quality_divergence import divergence, exact_twin, forced_logits
 from headstart.evaluation.quality_results import ResultFile
+from headstart.evaluation.quality_settings import LOGITS, QualitySettings
 from headstart.methods.registry import MethodCard
 from tests.engine.test_engine import CHECKPOINT, TINY
 from tests.evaluation.test_quality import Listener

@@ -12,7 +12,7 @@ import torch
 from headstart import LLM
 from headstart.errors import HeadstartError
 from headstart.evaluation import quality_lm_eval
-from headstart.evaluation.quality import BITS, BLIMP, CONTEXT, QualitySettings, Run
+from headstart.evaluation.quality import Run
 from headstart.evaluation.quality_lm_eval import (
     continuation_logprobs,
     generate_until,
@@ -20,6 +20,7 @@ from headstart.evaluation.quality_lm_eval import (
     rolling_logprob,
 )
 from headstart.evaluation.quality_results import ResultFile
+from headstart.evaluation.quality_settings import BITS, BLIMP, CONTEXT, QualitySettings
 from headstart.evaluation.quality_text import (
     MinimalPair,
     bits_and_bytes,

@@ -34,14 +34,18 @@ def test_a_row_without_numbers_gives_a_token() -> None:
 
 
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**31)), max_size=20),
+    rows=st.lists(
+        st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**31), st.integers(0, 1000)), min_size=1, max_size=20
+    ),
     purpose=st.integers(0, 3),
-    number=st.integers(0, 1000),
 )
-def test_uniforms_are_those_of_numpy(rows: list[tuple[int, int]], purpose: int, number: int) -> None:
+def test_uniforms_are_those_of_numpy(rows: list[tuple[int, int, int]], purpose: int) -> None:
+    """Of lists too, with seeds on both sides of 2^63."""
     expected = [
         np.random.Generator(np.random.Philox(key=seed, counter=[position, purpose, number, 0])).random()
-        for seed, position in rows
+        for seed, position, number in rows
     ]
-    seeds = np.array([seed for seed, _ in rows], dtype=np.uint64)
-    assert uniforms(seeds, [position for _, position in rows], purpose, number).tolist() == expected
+    seeds, positions, numbers = map(list, zip(*rows, strict=True))
+    assert uniforms(seeds, positions, purpose, numbers).tolist() == expected
+    assert uniforms(np.array(seeds, dtype=np.uint64), positions, purpose, numbers[0])[0] == expected[0]
+    assert len(uniforms([], [], purpose)) == 0

@@ -50,11 +50,23 @@ function progress() {
   };
 }
 
+/** Where an answer goes: `said` takes its text, `before` is shown until it begins, `figures` says what was measured. */
+export function answerPane(said = h("div", { class: "said" })) {
+  const before = h("div");
+  const figures = h("p", { class: "figures" });
+  const clear = () => {
+    said.replaceChildren();
+    figures.textContent = "";
+    figures.classList.remove("error");
+  };
+  return { said, before, figures, clear };
+}
+
 /**
  * Stream an answer into the page.
  *
  * @param request as for `generate`.
- * @param said element that takes the text; `figures` takes what was measured; `before` is shown until it begins.
+ * @param pane an `answerPane`.
  * @returns `text`, `figures`, and `error` (a sentence) or `stopped`.
  */
 export async function stream(request, { said, figures, before }) {
@@ -62,7 +74,7 @@ export async function stream(request, { said, figures, before }) {
   said.append(text);
   said.setAttribute("aria-busy", "true");
   const bar = progress();
-  before?.append(bar.element);
+  before.append(bar.element);
   const began = performance.now();
   const stop = request.server?.url
     ? () => {}

@@ -1,25 +1,21 @@
 // A conversation: documents and messages in, answers as they come.
 
-import { stream } from "./answer.js";
+import { answerPane, stream } from "./answer.js";
 import { documentDrop, withDocuments } from "./documents.js";
-import { announce, h } from "./dom.js";
+import { announce, h, problemLine, stoppable } from "./dom.js";
 import { settingsForm } from "./settings.js";
 
 export function chatView(root, server) {
   let messages = [];
-  let running = null;
-  const problem = h("p", { class: "error", role: "alert", hidden: true });
+  const problem = problemLine();
   const empty = h("p", { class: "empty" }, "Ask something. Drop a long document here to ask about it.");
   const log = h("div", { class: "talk", role: "log", "aria-label": "Conversation" }, empty);
   const input = h("textarea", { rows: 2, "aria-label": "Message", placeholder: "Message" });
   const send = h("button", { type: "submit", class: "primary" }, "Send");
   const fresh = h("button", { type: "button", class: "quiet", onclick: begin }, "New chat");
   const settings = settingsForm({ system: true });
-  const complain = (text) => {
-    problem.textContent = text ?? "";
-    problem.hidden = !text;
-  };
-  const drop = documentDrop(root, complain, () => complain(null));
+  const sending = stoppable(send);
+  const drop = documentDrop(root, problem.tell, () => problem.tell(null));
   const field = h(
     "div",
     { class: "field" },
@@ -27,26 +23,26 @@ export function chatView(root, server) {
     input,
     h("div", { class: "row" }, drop.button, fresh, h("span", { class: "grow" }), send),
   );
-  const form = h("form", { class: "composer", novalidate: true }, problem, field, settings.element);
+  const form = h("form", { class: "composer", novalidate: true }, problem.element, field, settings.element);
   root.append(log, form);
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (running) running.abort();
+    if (sending.running) sending.abort();
     else ask();
   });
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
-      if (!running) form.requestSubmit();
+      if (!sending.running) form.requestSubmit();
     }
   });
 
   function begin() {
-    running?.abort();
+    sending.abort();
     messages = [];
     log.replaceChildren(empty);
-    complain(null);
+    problem.tell(null);
     input.focus();
   }
 
@@ -70,10 +66,10 @@ export function chatView(root, server) {
     try {
       values = settings.values();
     } catch (error) {
-      complain(error.message);
+      problem.tell(error.message);
       return;
     }
-    complain(null);
+    problem.tell(null);
     const documents = drop.take();
     input.value = "";
     const chips = h(
@@ -83,22 +79,13 @@ export function chatView(root, server) {
     );
     const question = turn("user", "You", chips, h("div", { class: "said" }, text));
     const asked = [...messages, { role: "user", content: withDocuments(documents, text) }];
-    const said = h("div", { class: "said" });
-    const figures = h("p", { class: "figures" });
-    const before = h("div");
-    const answer = turn("assistant", server.model ?? "Answer", before, said, figures);
+    const pane = answerPane();
+    const answer = turn("assistant", server.model ?? "Answer", pane.before, pane.said, pane.figures);
     const conversation = messages;
-    running = new AbortController();
-    send.textContent = "Stop";
     announce("Reading");
     const system = settings.system();
     const body = { messages: system ? [{ role: "system", content: system }, ...asked] : asked, ...values };
-    const result = await stream(
-      { path: "/v1/chat/completions", body, signal: running.signal },
-      { said, figures, before },
-    );
-    running = null;
-    send.textContent = "Send";
+    const result = await sending.run((signal) => stream({ path: "/v1/chat/completions", body, signal }, pane));
     if (messages !== conversation) return; // a new chat was begun meanwhile
     if (result.error !== null && !result.text) {
       // Nothing was answered: the question goes back to where it can be asked again.
@@ -107,7 +94,7 @@ export function chatView(root, server) {
       input.value ||= text;
       if (!messages.length) log.append(empty);
       drop.restore(documents);
-      complain(result.error);
+      problem.tell(result.error);
     } else {
       messages = [...asked, { role: "assistant", content: result.text }];
     }

@@ -1,9 +1,9 @@
 // One prompt through two stacks, and where the answers part.
 
 import { get, here } from "./api.js";
-import { stream } from "./answer.js";
+import { answerPane, stream } from "./answer.js";
 import { documentDrop, withDocuments } from "./documents.js";
-import { announce, h, labelled } from "./dom.js";
+import { announce, h, labelled, problemLine, stoppable } from "./dom.js";
 import { digits, seconds, share, whole } from "./format.js";
 import { settingsForm } from "./settings.js";
 
@@ -36,9 +36,7 @@ function sideForm(name, other) {
   const key = h("input", { type: "password", placeholder: "None", autocomplete: "off" });
   const anew = h("input", { type: "checkbox", checked: other });
   const stack = h("p", { class: "soft" }, "");
-  const said = h("div", { class: "said" });
-  const before = h("div");
-  const figures = h("p", { class: "figures" });
+  const pane = answerPane();
   const check = h("label", { class: "check" }, anew, "Read the prompt anew, without the cache");
   const element = h(
     "section",
@@ -53,15 +51,15 @@ function sideForm(name, other) {
       check,
     ),
     stack,
-    before,
-    said,
-    figures,
+    pane.before,
+    pane.said,
+    pane.figures,
   );
   const server = () => {
     const given = url.value.trim().replace(/\/+$/, "");
     return given && given !== location.origin ? { url: given, key: key.value } : here();
   };
-  return { element, server, url, anew, stack, said, before, figures };
+  return { element, server, anew, stack, pane };
 }
 
 async function describe(side) {
@@ -78,12 +76,7 @@ async function describe(side) {
 }
 
 export function compareView(root) {
-  let running = null;
-  const problem = h("p", { class: "error", role: "alert", hidden: true });
-  const complain = (text) => {
-    problem.textContent = text ?? "";
-    problem.hidden = !text;
-  };
+  const problem = problemLine();
   const prompt = h("textarea", { rows: 4 });
   const kind = h(
     "select",
@@ -98,8 +91,9 @@ export function compareView(root) {
     h("option", { value: "together" }, "Both at once"),
   );
   const go = h("button", { type: "submit", class: "primary" }, "Compare");
+  const going = stoppable(go);
   const settings = settingsForm({ temperature: 0, maxTokens: 128 });
-  const drop = documentDrop(root, complain, () => complain(null));
+  const drop = documentDrop(root, problem.tell, () => problem.tell(null));
   const sides = [sideForm("A", false), sideForm("B", true)];
   const result = h("div", { class: "verdict", hidden: true });
   const form = h(
@@ -124,7 +118,7 @@ export function compareView(root) {
       go,
     ),
     settings.element,
-    problem,
+    problem.element,
     result,
     h(
       "div",
@@ -136,42 +130,37 @@ export function compareView(root) {
 
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (running) {
-      running.abort();
+    if (going.running) {
+      going.abort();
       return;
     }
     const text = withDocuments(drop.documents, prompt.value);
     if (!text) return;
-    complain(null);
+    problem.tell(null);
     result.hidden = true;
-    running = new AbortController();
-    go.textContent = "Stop";
     try {
-      await compare(text, settings.values());
+      const values = settings.values();
+      await going.run((signal) => compare(text, values, signal));
     } catch (error) {
-      complain(error.message);
+      problem.tell(error.message);
     }
-    running = null;
-    go.textContent = "Compare";
   });
 
-  async function compare(text, values) {
+  async function compare(text, values, signal) {
     const chat = kind.value === "chat";
     const path = chat ? "/v1/chat/completions" : "/v1/completions";
     const asked = chat ? { messages: [{ role: "user", content: text }] } : { prompt: text };
     const run = async (side) => {
-      side.said.replaceChildren();
-      side.figures.textContent = "";
-      side.figures.classList.remove("error");
+      side.pane.clear();
       await describe(side);
       const body = { ...asked, ...values };
       // A salt of its own shares cached keys with nobody.
       if (side.anew.checked) body.cache_salt = crypto.getRandomValues(new Uint32Array(4)).join("-");
-      return stream({ path, body, server: side.server(), signal: running.signal }, side);
+      return stream({ path, body, server: side.server(), signal }, side.pane);
     };
     let answers;
     if (order.value === "together") answers = await Promise.all(sides.map(run));
-    else answers = [await run(sides[0]), running.signal.aborted ? null : await run(sides[1])];
+    else answers = [await run(sides[0]), signal.aborted ? null : await run(sides[1])];
     if (answers.every((answer) => answer?.figures)) show(answers);
   }
 
@@ -181,7 +170,7 @@ export function compareView(root) {
     sides.forEach((side, at) => {
       const text = answers[at].text;
       const rest = text.slice(common);
-      side.said.replaceChildren(text.slice(0, common), rest ? h("mark", {}, rest) : "");
+      side.pane.said.replaceChildren(text.slice(0, common), rest ? h("mark", {}, rest) : "");
     });
     const sentence = verdict(one, other);
     const [a, b] = answers.map((answer) => answer.figures);

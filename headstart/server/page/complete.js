@@ -1,31 +1,25 @@
 // Text that the model goes on with.
 
-import { stream } from "./answer.js";
+import { answerPane, stream } from "./answer.js";
 import { documentDrop } from "./documents.js";
-import { announce, h, labelled } from "./dom.js";
+import { announce, h, labelled, problemLine, stoppable } from "./dom.js";
 import { settingsForm } from "./settings.js";
 
 export function completeView(root) {
-  let running = null;
-  const problem = h("p", { class: "error", role: "alert", hidden: true });
+  const problem = problemLine();
   const prompt = h("textarea", { class: "page-of-text", rows: 10, placeholder: "Once upon a time" });
   const go = h("button", { type: "submit", class: "primary" }, "Continue");
   const settings = settingsForm();
-  const complain = (text) => {
-    problem.textContent = text ?? "";
-    problem.hidden = !text;
-  };
-  const drop = documentDrop(root, complain, () => complain(null));
+  const going = stoppable(go);
+  const drop = documentDrop(root, problem.tell, () => problem.tell(null));
   const given = h("span", { class: "given" });
-  const said = h("span");
-  const before = h("div");
-  const figures = h("p", { class: "figures" });
+  const pane = answerPane(h("span"));
   const output = h(
     "section",
     { class: "card continued", "aria-label": "Continuation", hidden: true },
-    before,
-    h("div", { class: "said" }, given, said),
-    figures,
+    pane.before,
+    h("div", { class: "said" }, given, pane.said),
+    pane.figures,
   );
   const form = h(
     "form",
@@ -34,15 +28,15 @@ export function completeView(root) {
     drop.list,
     h("div", { class: "row" }, drop.button, h("span", { class: "grow" }), go),
     settings.element,
-    problem,
+    problem.element,
     output,
   );
   root.append(form);
 
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (running) {
-      running.abort();
+    if (going.running) {
+      going.abort();
       return;
     }
     const text = [...drop.documents.map((each) => each.text), prompt.value].filter(Boolean).join("\n\n");
@@ -51,24 +45,16 @@ export function completeView(root) {
     try {
       values = settings.values();
     } catch (error) {
-      complain(error.message);
+      problem.tell(error.message);
       return;
     }
-    complain(null);
+    problem.tell(null);
     given.textContent = text.length > 400 ? `…${text.slice(-400)}` : text;
-    said.textContent = "";
-    figures.textContent = "";
-    figures.classList.remove("error");
+    pane.clear();
     output.hidden = false;
-    running = new AbortController();
-    go.textContent = "Stop";
     announce("Reading");
-    await stream(
-      { path: "/v1/completions", body: { prompt: text, ...values }, signal: running.signal },
-      { said, figures, before },
-    );
-    running = null;
-    go.textContent = "Continue";
+    const body = { prompt: text, ...values };
+    await going.run((signal) => stream({ path: "/v1/completions", body, signal }, pane));
   });
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();

@@ -34,6 +34,38 @@ export function labelled(text, control, kind = "div", wide = false) {
   return h(kind, { class: wide ? "wide" : null }, h("label", { for: control.id }, text), control);
 }
 
+/** A line for what went wrong: `tell` shows a sentence there, or nothing. */
+export function problemLine() {
+  const element = h("p", { class: "error", role: "alert", hidden: true });
+  const tell = (text) => {
+    element.textContent = text ?? "";
+    element.hidden = !text;
+  };
+  return { element, tell };
+}
+
+/** A button that says Stop while the work given to `run` lasts; the work gets a signal that `abort` gives. */
+export function stoppable(button) {
+  const label = button.textContent;
+  let controller = null;
+  return {
+    get running() {
+      return controller !== null;
+    },
+    abort: () => controller?.abort(),
+    async run(work) {
+      controller = new AbortController();
+      button.textContent = "Stop";
+      try {
+        return await work(controller.signal);
+      } finally {
+        controller = null;
+        button.textContent = label;
+      }
+    },
+  };
+}
+
 /** Say something to those who listen rather than look. */
 export function announce(text) {
   byId("status").textContent = text;

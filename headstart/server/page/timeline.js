@@ -106,7 +106,11 @@ export function timeline() {
       canvas.height = Math.round(height * scale);
     }
     const style = getComputedStyle(canvas);
-    const colour = (name) => style.getPropertyValue(name).trim();
+    // As the canvas would be coloured: the property itself holds a colour for light and one for dark.
+    const colour = (name) => {
+      canvas.style.color = `var(${name})`;
+      return style.color;
+    };
     const context = canvas.getContext("2d");
     context.setTransform(scale, 0, 0, scale, 0, 0);
     context.clearRect(0, 0, width, height);

@@ -1,8 +1,7 @@
 """What a request's tools mean for its answer: a prompt that describes them, a grammar, a parser."""
 
-import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from headstart.engine.params import StructuredOutputs
 from headstart.errors import InvalidRequestError
 from headstart.server.errors import ApiError
-from headstart.server.messages import Message, Tool
-from headstart.server.service import RESERVED_TEMPLATE_ARGUMENTS, Service
+from headstart.server.messages import Tool
+from headstart.server.service import Service
 from headstart.server.tools.format import CallParser, ToolFormat
 from headstart.server.tools.hermes import HermesFormat
 from headstart.server.tools.llama3 import Llama3Format
@@ -90,23 +89,6 @@ def blamed_on_tools(use: ToolUse | None) -> Iterator[None]:
             raise
         message = f"the parameters of a function in tools cannot be enforced: {str(error).partition(': ')[2] or error}"
         raise ApiError(400, message, param="tools") from None
-
-
-async def encode_with_tools(
-    service: Service, messages: Sequence[Message], use: ToolUse, arguments: dict[str, Any] | None
-) -> list[int]:
-    """Token ids of a chat whose template describes the tools to the model."""
-    if reserved := RESERVED_TEMPLATE_ARGUMENTS.intersection(arguments or ()):
-        raise ApiError(400, f"chat_template_kwargs cannot set {min(reserved)}", param="chat_template_kwargs")
-    turns = [message.for_template() for message in messages]
-    described = [tool.model_dump(exclude_none=True) for tool in use.tools]
-
-    def render() -> str:
-        return service.tokenizer.apply_chat_template(turns, tools=described, **(arguments or {}))
-
-    text = await asyncio.to_thread(render)
-    service._check_fits(text, "messages")
-    return await service.encode(text, add_special_tokens=False)
 
 
 def _loose(tool: Tool) -> Tool:
