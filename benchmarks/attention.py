@@ -1,9 +1,9 @@
-"""Attention on this machine's GPU: errors, times beside cuDNN's and flash's, and the best shapes of the Triton kernel.
+"""Attention on this machine's GPU: errors, and times beside cuDNN's, flash's and FlexAttention's, in about a minute.
 
-    python benchmarks/attention.py --out attention.json            # everything, in under two minutes
-    python benchmarks/attention.py --only decode --no-sweep        # with the usual shapes only
+    python benchmarks/attention.py --out attention.json
 
-Every figure is printed as it comes; the table at the end has the best of each piece of work.
+Every figure is printed as it comes; a table of all stands at the end. FlexAttention is compiled last, and only where
+`--seconds` leave time for it.
 """
 
 import argparse
@@ -15,43 +15,33 @@ from pathlib import Path
 import torch
 
 from headstart.evaluation.attention_bench import (
+    BACKWARD_TILES,
     CASES,
+    PREFILL_SHAPES,
     Row,
     Work,
     prepare,
-    shapes_of,
+    time_backward,
     time_bare,
-    time_new_shape,
+    time_flex,
     time_path,
     time_shape,
 )
 
-CHUNKS = [
-    Work(1, 8192, 8192),
-    Work(1, 32768, 32768),
-    Work(1, 8192, 32768),
-    Work(1, 8192, 32768, 16, True),
-    Work(1, 8192, 32768, 128, True),
-]
-DECODES = [
-    Work(sequences, 1, keys, page_size, True)
-    for sequences, keys, page_size in ((64, 4096, 16), (64, 4096, 128), (256, 1024, 16), (1, 4096, 16), (1, 4096, 128))
-]
-OTHERS = [Work(1, 2048, 2048), Work(1, 131072, 131072), Work(1, 1, 131072, 16, True), Work(64, 4, 4096, 16, True)]
+WHOLE = [Work(1, length, length, 64) for length in (8192, 32768, 131072)]
+CHUNKS = [Work(1, 8192, 32768, 64), Work(1, 8192, 32768, 64, True)]
+DECODES = [Work(sequences, 1, keys, 64, True) for sequences, keys in ((64, 4096), (256, 1024), (1, 4096))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a JSON file for all rows")
-    parser.add_argument("--only", choices=["errors", "library", "chunks", "decode"], action="append")
-    parser.add_argument("--no-sweep", action="store_true", help="take the usual shapes only")
-    parser.add_argument("--best", type=int, default=3, help="how many shapes of each piece of work to show")
+    parser.add_argument("--seconds", type=float, default=45, help="FlexAttention is left out later than this")
     args = parser.parse_args()
-    parts = args.only or ["errors", "library", "chunks", "decode"]
     rows: list[Row] = []
     begun = time.perf_counter()
 
-    def note(measure: Callable[[], Row | list[Row]], what: str) -> None:
+    def note(what: str, measure: Callable[[], Row | list[Row]]) -> None:
         """Measure, print and keep; what fails is said and does not end the run."""
         try:
             found = measure()
@@ -64,25 +54,22 @@ def main() -> None:
             args.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=1))
 
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
-    swept = [] if args.no_sweep else CHUNKS * ("chunks" in parts) + DECODES * ("decode" in parts)
-    if swept or "errors" in parts:
-        note(lambda: prepare(swept, CASES * ("errors" in parts)), "errors and compilation")
-    if "library" in parts:
-        for rows_ in (5000, 5120, 30000):
-            note(lambda rows_=rows_: time_new_shape("cudnn", rows_), "new shape")
-        for work in (*CHUNKS[:2], *OTHERS[:2]):
-            for name in ("cudnn", "flash"):
-                note(lambda work=work, name=name: time_bare(work, name), str(work))
-        for work in CHUNKS:
-            note(lambda work=work: time_path(work, "cudnn"), str(work))
-    for works, part in ((CHUNKS, "chunks"), (DECODES, "decode")):
-        for work in works * (part in parts):
-            for shape in [None, *(shapes_of(work) if swept else [])]:
-                note(lambda work=work, shape=shape: time_shape(work, shape), f"{work} in {shape}")
-    for work in OTHERS:
-        if ("decode" if work.rows <= 16 else "chunks") in parts:
-            note(lambda work=work: time_shape(work, None), str(work))
-    _summary(rows, args.best)
+    tried = [(work, shape) for work in WHOLE[:2] for shape in PREFILL_SHAPES]
+    usual = [(work, None) for work in (*WHOLE, *CHUNKS, *DECODES)]
+    note("errors and compilation", lambda: prepare([*tried, *usual], CASES))
+    for work in WHOLE:
+        for name in ("cudnn", "flash"):
+            note(str(work), lambda work=work, name=name: time_bare(work, name))
+    for work in (*WHOLE, *CHUNKS):
+        note(str(work), lambda work=work: time_path(work, "cudnn"))
+    for work, shape in (*usual, *tried):
+        note(f"{work} in {shape}", lambda work=work, shape=shape: time_shape(work, shape))
+    for tiles in (None, *BACKWARD_TILES):
+        note(f"backward in {tiles}", lambda tiles=tiles: time_backward(WHOLE[0].rows, tiles))
+    for work in WHOLE[:2]:
+        if time.perf_counter() - begun < args.seconds:
+            note(f"flex, {work}", lambda work=work: time_flex(work.rows))
+    _summary(rows)
 
 
 def _line(row: Row) -> str:
@@ -93,21 +80,18 @@ def _line(row: Row) -> str:
     )
 
 
-def _summary(rows: list[Row], best: int) -> None:
-    """Per piece of work the usual shape, the others' paths and the best few shapes; then the worst errors."""
-    print("\n=== best of each")
+def _summary(rows: list[Row]) -> None:
+    """Per piece of work all paths and shapes, the fastest first; then the worst errors."""
+    print("\n=== by work")
     works: dict[str, list[Row]] = {}
     for row in rows:
         if "ms" in row:
             works.setdefault(row["work"], []).append(row)
     for work, found in works.items():
         print(work)
-        usual = [row for row in found if row.get("shape") is None]
-        tried = sorted((row for row in found if row.get("shape") is not None), key=lambda row: row["ms"])
-        for row in usual + tried[:best]:
-            figures = f"{row['tflops']:6.0f} TFLOP/s {row['tb_per_s']:5.2f} TB/s" if "tflops" in row else ""
-            again = f"again {row['again_ms']:.2f} ms" if "again_ms" in row else ""
-            print(f"    {row['ms']:9.4f} ms {figures}{again}  {row['path']} {row.get('shape') or ''}")
+        for row in sorted(found, key=lambda row: row["ms"]):
+            rates = f"{row['tflops']:5.0f} TFLOP/s {row['tb_per_s']:5.2f} TB/s"
+            print(f"    {row['ms']:9.4f} ms {rates}  {row['path']} {row.get('shape') or ''}")
     errors = [row for row in rows if "error" in row]
     for path in sorted({row["path"] for row in errors}):
         mine = [row for row in errors if row["path"] == path]

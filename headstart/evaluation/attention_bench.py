@@ -1,6 +1,6 @@
 """Measures the attention kernels of a GPU: errors against float64, times beside the library's, and sweeps of shapes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from headstart.ops.attention import RaggedLayout, paged_attention_reference
 from headstart.ops.attention.cuda import attend_over_pages
-from headstart.ops.attention.launch import Shape, attend_on_gpu
+from headstart.ops.attention.launch import attend_on_gpu
 from headstart.ops.attention.library import DENSE
+from headstart.ops.attention.shape import Shape
+from headstart.ops.packed_flash import Tiles, bounds, flash_attention, usual_tiles
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 _PLAIN: dict[str, Any] = {"window": None, "softcap": None, "blocks": None, "tree": None}
@@ -118,6 +120,7 @@ def time_shape(work: Work, shape: Shape | None) -> Row:
             scale=HEAD_DIM**-0.5,
             shapes=(shape, shape),
             contiguous=layout.index.max_query > 16 and layout.is_contiguous,
+            lengths=layout.query_lengths,
         )
 
     if work.rows <= 16:
@@ -144,24 +147,6 @@ def time_bare(work: Work, name: str) -> Row:
     return _row(work, f"{name} alone", taken)
 
 
-def time_new_shape(name: str, rows: int) -> Row:
-    """What a library kernel takes for a length that it has not met before, and for the same once more."""
-    q, k, v = (
-        torch.randn(1, heads, rows, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        for heads in (HEADS, KV_HEADS, KV_HEADS)
-    )
-    taken = []
-    for _ in range(2):
-        torch.cuda.synchronize()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        DENSE[name](q, k, v, HEAD_DIM**-0.5, True)
-        end.record()
-        torch.cuda.synchronize()
-        taken.append(start.elapsed_time(end))
-    return {"work": f"{rows} rows for the first time", "path": name, "ms": taken[0], "again_ms": taken[1]}
-
-
 def _row(work: Work, path: str, taken: float, shape: str | None = None) -> Row:
     return {
         "work": str(work),
@@ -179,77 +164,135 @@ def _short(shape: Shape) -> str:
     return f"{shape.rows}x{shape.keys} w{shape.warps} s{shape.stages} v{shape.waves} {' '.join(flags)}".strip()
 
 
-def chunk_shapes(work: Work) -> Iterator[Shape]:
-    """What is tried for prefill chunks."""
-    if not work.scattered:
-        base = Shape(128, 64, 8, 3, tensor_maps=True, behind=True)
-        yield base
-        for stages in (2, 4):
-            yield replace(base, stages=stages)
-        yield replace(base, behind=False)
-        yield replace(base, keys=128, stages=2)
-        yield replace(base, keys=128, stages=2, behind=False)
-        for stages in (2, 3):
-            yield replace(base, rows=64, warps=4, stages=stages)
-        yield replace(base, rows=64, warps=4, stages=2, behind=False)
-        yield replace(base, rows=64, keys=128, warps=4, stages=2)
-        yield replace(base, stages=2, behind=False, registers=128)
-        yield replace(base, tensor_maps=False)
-        yield replace(base, keys=128, stages=2, tensor_maps=False)
-    elif work.page_size < 64:
-        for stages in (3, 5):
-            yield Shape(128, 64, 8, stages, behind=True)
-            yield Shape(64, 64, 4, stages, behind=True)
-        yield Shape(128, 128, 8, 3, behind=True)
-    else:
-        for stages in (3, 5):
-            yield Shape(128, 64, 8, stages, tensor_maps=True, behind=True)
-        yield Shape(128, 128, 8, 3, tensor_maps=True, behind=True)
-        yield Shape(64, 64, 4, 3, tensor_maps=True, behind=True)
-        yield Shape(128, 64, 8, 5, behind=True)
+PREFILL_SHAPES = (
+    Shape(64, 64, 4, 3, tensor_maps=True, behind=True),
+    Shape(128, 64, 8, 3, tensor_maps=True, behind=True),
+    Shape(128, 128, 8, 2, tensor_maps=True, behind=True),
+)
+"""What is tried for prefill chunks beside the usual shape."""
+_DEFAULT = usual_tiles(HEAD_DIM, torch.bfloat16)
+BACKWARD_TILES = (
+    _DEFAULT,
+    (_DEFAULT[0], Tiles(64, 64, 4, 3), _DEFAULT[2]),
+    (_DEFAULT[0], _DEFAULT[1], Tiles(64, 64, 4, 2)),
+    (_DEFAULT[0], _DEFAULT[1], Tiles(32, 128, 8, 3)),
+)
+"""What is tried for the backward pass."""
 
 
-def decode_shapes(work: Work) -> Iterator[Shape]:
-    """What is tried for decodes; waves cost no compilation."""
-    rows = max(16, 1 << (work.rows * HEADS // KV_HEADS - 1).bit_length())
-    for keys, warps, stages in (
-        *((32, 2, 5), (32, 4, 7)),
-        *((64, 2, 5), (64, 4, 3), (64, 4, 5), (64, 4, 7), (64, 8, 5)),
-        *((128, 4, 3), (128, 4, 5), (128, 8, 3), (128, 8, 5)),
-    ):
-        for waves in (1, 2, 4, 8):
-            yield Shape(rows, keys, warps, stages, waves=waves)
-
-
-def shapes_of(work: Work) -> list[Shape]:
-    """What is tried for some work."""
-    return list(decode_shapes(work) if work.rows <= 16 else chunk_shapes(work))
-
-
-def prepare(works: list[Work], cases: int, processes: int = 12) -> list[Row]:
-    """Fill Triton's cache with what a sweep of these works needs, several kernels at a time.
+def prepare(works: list[tuple[Work, Shape | None]], cases: int, processes: int = 14) -> list[Row]:
+    """Fill Triton's cache with what the measurements need, several kernels at a time.
 
     Returns:
         the error rows of so many cases, whose kernels are as many again.
     """
     jobs = {
         (replace(work, rows=min(work.rows, 2048), keys=min(work.keys, 2048 if work.rows > 16 else 64)), shape)
-        for work in works
-        for shape in shapes_of(work)
-        if shape.waves == 2
+        for work, shape in works
     }
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         errors = [pool.submit(error_rows, case) for case in range(cases)]
-        compiled = [pool.submit(_compile, job) for job in jobs]
+        errors += [pool.submit(gradient_errors, case) for case in range(2 if cases else 0)]
+        compiled = [pool.submit(_compile, *job) for job in jobs]
+        compiled += [pool.submit(_compile_backward, tiles) for tiles in BACKWARD_TILES]
         failed = [row for job in compiled if (row := job.result()) is not None]
         return [row for rows in errors for row in rows.result()] + failed
 
 
-def _compile(job: tuple[Work, Shape]) -> Row | None:
+def _compile(work: Work, shape: Shape | None) -> Row | None:
     try:
-        time_shape(*job)
+        time_shape(work, shape)
     except Exception as error:
-        return {"work": str(job[0]), "shape": _short(job[1]), "failed": f"{type(error).__name__}: {str(error)[:200]}"}
+        name = None if shape is None else _short(shape)
+        return {"work": str(work), "shape": name, "failed": f"{type(error).__name__}: {str(error)[:200]}"}
+
+
+def _compile_backward(tiles: tuple[Tiles, ...]) -> Row | None:
+    try:
+        time_backward(256, tiles)
+    except Exception as error:
+        return {"work": "backward", "shape": str(tiles[1:]), "failed": f"{type(error).__name__}: {str(error)[:200]}"}
+
+
+def time_backward(length: int, tiles: tuple[Tiles, ...] | None) -> Row:
+    """How long a causal backward pass over one document takes by our kernels, or by cuDNN where there are no tiles."""
+    q, k, v, grad = (
+        torch.randn(length, heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)
+    )
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    if tiles is None:
+        path = "cudnn"
+        queries, keys, values = (x.transpose(0, 1)[None] for x in inputs)
+        out = DENSE["cudnn"](queries, keys, values, HEAD_DIM**-0.5, True)[0]
+        grad = grad.transpose(0, 1)[None]
+    else:
+        path = "triton"
+        rule = bounds(torch.zeros(length, dtype=torch.int32, device="cuda"))
+        out = flash_attention(*inputs, rule, scale=HEAD_DIM**-0.5, tiles=tiles)[0]  # pyright: ignore[reportCallIssue]
+    taken = seconds(lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True))
+    flops = 2.5 * Work(1, length, length).flops
+    shape = None if tiles is None else f"{_tile_name(tiles[1])}, {_tile_name(tiles[2])}"
+    row = {"work": f"backward, {length} rows", "path": path, "shape": shape, "ms": taken * 1e3}
+    return row | {"tflops": flops / taken / 1e12, "tb_per_s": 0.0}
+
+
+def _tile_name(tiles: Tiles) -> str:
+    return f"{tiles.queries}x{tiles.keys} w{tiles.warps} s{tiles.stages}"
+
+
+def gradient_errors(case: int, device: str = "cuda", longest: int = 300) -> list[Row]:
+    """Relative errors of the gradients within random documents in bfloat16, and how they compare with SDPA's own."""
+    generator = torch.Generator().manual_seed(case)
+    lengths = torch.randint(1, longest, (4,), generator=generator).tolist()
+    head_dim = (128, 64)[case % 2]
+    start = torch.tensor([0, *lengths]).cumsum(0)[:-1].repeat_interleave(torch.tensor(lengths)).int().to(device)
+    given = [
+        torch.randn(sum(lengths), heads, head_dim, generator=generator).to(device, torch.bfloat16)
+        for heads in (8, 2, 2, 8)
+    ]
+
+    def gradients(attend: Callable[..., Tensor], dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in given[:3]]
+        return list(torch.autograd.grad(attend(*inputs), inputs, given[3].to(dtype)))
+
+    def library(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = zip(*(x.transpose(0, 1)[None].split(lengths, 2) for x in (q, k, v)), strict=True)
+        outs = [F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True) for part in parts]
+        return torch.cat(outs, 2)[0].transpose(0, 1)
+
+    scale = head_dim**-0.5
+    ours = gradients(lambda q, k, v: flash_attention(q, k, v, bounds(start), scale=scale)[0])
+    want, theirs = gradients(library, torch.float64), gradients(library)
+    return [
+        {
+            "work": f"d{name}, D {head_dim}, documents of {lengths}",
+            "path": "triton backward",
+            "error": _relative(mine, exact),
+            "over_sdpa": _relative(mine, exact) / _relative(other, exact),
+            "lse_error": 0.0,
+            "finite": bool(mine.isfinite().all()),
+        }
+        for name, mine, other, exact in zip("qkv", ours, theirs, want, strict=True)
+    ]
+
+
+def time_flex(length: int) -> Row:
+    """How long compiled FlexAttention takes for one causal sequence, without its compilation."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def causal(_batch: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        return key <= row
+
+    q, k, v = (
+        torch.randn(1, heads, length, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    )
+    mask = create_block_mask(causal, None, None, length, length, device="cuda")
+    attend: Any = torch.compile(flex_attention, dynamic=False)
+    return _row(
+        Work(1, length, length), "flex alone", seconds(lambda: attend(q, k, v, block_mask=mask, enable_gqa=True))
+    )
 
 
 CASES = 12

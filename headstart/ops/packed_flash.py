@@ -4,7 +4,8 @@ The paper's algorithm (arXiv 2205.14135) with rows outside and keys inside; the 
 anew from each row's log-sum-exp. Memory grows with the tokens, not with their square.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +99,14 @@ def usual_tiles(head_dim: int, dtype: torch.dtype) -> tuple[Tiles, Tiles, Tiles]
 
 
 def flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, *, scale: float, blocks: BlockLists | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Bounds,
+    *,
+    scale: float,
+    blocks: BlockLists | None = None,
+    tiles: Sequence[Tiles] = (),
 ) -> tuple[Tensor, Tensor]:
     """Exact causal attention within documents, differentiable in every argument that is a float and in both results.
 
@@ -108,6 +116,7 @@ def flash_attention(
         bounds: which keys each token sees.
         scale: factor on query-key products.
         blocks: what lies outside of them is skipped.
+        tiles: of the three kernels, instead of `usual_tiles`.
 
     Returns:
         `out [T, H, D]` and `lse [H, T]` float32, which is -inf where a token sees nothing.
@@ -118,20 +127,29 @@ def flash_attention(
         q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))
     size = 0 if blocks is None else blocks.size
     lists = [] if blocks is None else [blocks.keys, blocks.key_counts, blocks.queries, blocks.query_counts]
-    out, lse = _forward(q, k, v, *bounds, scale, size, lists)
+    sizes = [size for tile in tiles or usual_tiles(q.shape[2], q.dtype) for size in astuple(tile)]
+    out, lse = _forward(q, k, v, *bounds, scale, size, lists, sizes)
     return out[..., :head_dim] if missing else out, lse
 
 
 @torch.library.custom_op("headstart::packed_flash", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor, scale: float, size: int, lists: list[Tensor]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    first: Tensor,
+    last: Tensor,
+    scale: float,
+    size: int,
+    lists: list[Tensor],
+    sizes: list[int],
 ) -> tuple[Tensor, Tensor]:
     from headstart.ops.kernels import packed_flash as kernels
 
-    tokens, heads, head_dim = q.shape
+    tokens, heads, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
-    tiles = usual_tiles(head_dim, q.dtype)[0]
+    tiles = Tiles(*sizes[:4])
     kernel: Any = kernels.forward_kernel
     kernel[(-(-tokens // tiles.queries), heads)](
         _map(q, tiles.queries), _map(k, tiles.keys), _map(v, tiles.keys), out, lse, first,
@@ -154,15 +172,16 @@ def _backward(
     scale: float,
     size: int,
     lists: list[Tensor],
+    sizes: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     from headstart.ops.kernels import packed_flash as kernels
 
-    tokens, heads, head_dim = q.shape
+    tokens, heads, _ = q.shape
     kv_heads = k.shape[1]
     grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     grad_k, grad_v = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
     delta = torch.empty_like(lse)
-    _, tiles, key_tiles = usual_tiles(head_dim, q.dtype)
+    tiles, key_tiles = Tiles(*sizes[4:8]), Tiles(*sizes[8:])
     kernel: Any = kernels.queries_gradient_kernel
     kernel[(-(-tokens // tiles.queries), heads)](
         _map(q, tiles.queries), _map(k, tiles.keys), _map(v, tiles.keys), _map(out, tiles.queries),
@@ -191,15 +210,15 @@ def _(grad_out: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: A
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, first, last, ctx.scale, ctx.size, lists = inputs
+    q, k, v, first, last, ctx.scale, ctx.size, lists, ctx.sizes = inputs
     ctx.save_for_backward(q, k, v, *output, first, last, *lists)
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     *saved, first, last = ctx.saved_tensors[:7]
     lists = list(ctx.saved_tensors[7:])
-    gradients = _backward(grad_out, grad_lse, *saved, first, last, ctx.scale, ctx.size, lists)
-    return *gradients, None, None, None, None, [None] * len(lists)  # pyright: ignore[reportReturnType]
+    gradients = _backward(grad_out, grad_lse, *saved, first, last, ctx.scale, ctx.size, lists, ctx.sizes)
+    return *gradients, None, None, None, None, [None] * len(lists), None  # pyright: ignore[reportReturnType]
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

@@ -11,7 +11,6 @@ from headstart.errors import HeadstartError
 
 pytest.importorskip("triton")
 
-from headstart.ops import packed_flash
 from headstart.ops.packed_attention import PackedMask, Segments, packed_attention, packed_attention_reference
 from headstart.ops.packed_flash import BlockLists, Tiles, bounds, flash_attention
 
@@ -19,11 +18,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCALE = 0.3
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Tiles so small that short documents fill several, and of different heights."""
-    tiles = Tiles(16, 16, 4, 1), Tiles(32, 16, 4, 1), Tiles(16, 32, 4, 1)
-    monkeypatch.setattr(packed_flash, "usual_tiles", lambda *_: tiles)
+# So small that short documents fill several, and of different heights.
+SMALL = Tiles(16, 16, 4, 1), Tiles(32, 16, 4, 1), Tiles(16, 32, 4, 1)
 
 
 def definition(q, k, v, seen):
@@ -58,7 +54,7 @@ def check(q: Any, k: Any, v: Any, start, window, seen, blocks=None, bound=2e-5):
     results = []
     for inputs in (narrow, wide):
         if inputs is narrow:
-            out, lse = flash_attention(*inputs, bounds(start, window), scale=SCALE, blocks=blocks)  # pyright: ignore[reportCallIssue]
+            out, lse = flash_attention(*inputs, bounds(start, window), scale=SCALE, blocks=blocks, tiles=SMALL)  # pyright: ignore[reportCallIssue]
         else:
             out, lse = definition(*inputs, seen)  # pyright: ignore[reportCallIssue]
         lse = lse.masked_fill(~seen.any(-1), 0.0)

@@ -46,7 +46,7 @@ class FlashAttention(Attention):
 
     def __init__(self, rows: int = 128, keys: int = 256) -> None:
         if min(rows, keys) < 1 or max(rows, keys) > 1024:
-            raise MethodError(f"flashattention: rows and keys must be at least 1, at most 1024, not {rows} and {keys}")
+            raise MethodError(f"flashattention: rows and keys must be from 1 to 1024, not {rows} and {keys}")
         self.rows, self.keys = rows, keys
 
     @classmethod

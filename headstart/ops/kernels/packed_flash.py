@@ -19,22 +19,22 @@ _LN2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def _listed(nth, lists, BLOCK: tl.constexpr, SIZE: tl.constexpr):
     """The nth tile of SIZE tokens in a list of blocks of BLOCK tokens; with BLOCK 0, all tiles count."""
-    if BLOCK == 0:
-        return nth
-    per: tl.constexpr = BLOCK // SIZE
-    return tl.load(lists + nth // per) * per + nth % per
+    tile = nth
+    if BLOCK:
+        tile = tl.load(lists + nth // (BLOCK // SIZE)) * (BLOCK // SIZE) + nth % (BLOCK // SIZE)
+    return tile
 
 
 @triton.jit
 def _keys_of(first, row_0, tokens, count, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The key tiles that a row tile meets, `begin` to `end`, and from `left` to `right` those that need no mask."""
-    if BLOCK:
-        return 0, 0, 0, count * (BLOCK // BLOCK_N)
     begin = tl.load(first + row_0) // BLOCK_N
     end = tl.cdiv(tl.minimum(row_0 + BLOCK_M, tokens), BLOCK_N)
     left = tl.cdiv(tl.load(first + tl.minimum(row_0 + BLOCK_M, tokens) - 1), BLOCK_N)
     left = tl.minimum(tl.maximum(left, begin), end)
     right = tl.minimum(tl.maximum((row_0 + 1) // BLOCK_N, left), end)
+    if BLOCK:
+        begin, left, right, end = 0, 0, 0, count * (BLOCK // BLOCK_N)
     return begin, left, right, end
 
 

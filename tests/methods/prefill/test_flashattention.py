@@ -23,9 +23,9 @@ def test_answers_stay(stories, use):
     assert tiled == plain
 
 
-@pytest.mark.parametrize("use", ["flashattention:rows=0", "fastattention:slices=0"])
-def test_refuses_empty_tiles(use):
-    with pytest.raises(MethodError, match="at least 1"):
+@pytest.mark.parametrize("use", ["flashattention:rows=0", "flashattention:keys=9999", "fastattention:slices=0"])
+def test_refuses_tiles_of_no_size(use):
+    with pytest.raises(MethodError, match="from 1 to 1024"):
         registry.build(use)
 
 
