@@ -138,7 +138,7 @@ def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack) -> l
 
 
 # What must answer as the ordinary engine does, for a decode step to be the same work every time.
-_DECODE_SLOTS = ("attention.decode", "selector.decode", "prefill")
+_DECODE_SLOTS = ("selector.decode", "prefill")
 
 
 class Runner:
@@ -157,6 +157,8 @@ class Runner:
         if self.device.type != "cuda" or any(self.stack.filled(slot) for slot in _DECODE_SLOTS):
             return
         attention, selector = self.stack.get("attention.decode", Attention), self.stack.get("selector.decode", Selector)
+        if not attention.capturable:
+            return
 
         def forward(batch: TokenBatch) -> Tensor:
             groups = [_Group(attention, selector, batch.layout, None)]

@@ -74,8 +74,9 @@ def test_no_launch_for_nothing(counted, lengths, path, launches):
     q, pools, layout = step(lengths)
     for layer in range(2):
         counted.count = 0
-        out, lse = cuda.attend_over_pages(q[layer], *pools[layer], layout, **PLAIN, scale=0.3, path=path)
-        want, want_lse = paged_attention_reference(q[layer], *pools[layer], layout, scale=0.3)
+        k, v = pools[layer]
+        out, lse = cuda.attend_over_pages(q[layer], k, v, layout, **PLAIN, scale=0.3, path=path)
+        want, want_lse = paged_attention_reference(q[layer], k, v, layout, scale=0.3)
         torch.testing.assert_close(out, want, atol=2e-2, rtol=2e-2)
         torch.testing.assert_close(lse, want_lse, atol=2e-2, rtol=2e-2)
         assert counted.count == launches
@@ -85,9 +86,10 @@ def test_no_launch_for_nothing(counted, lengths, path, launches):
 def test_layers_that_differ_have_routes_of_their_own(counted):
     """A layer with a window shares nothing with one without, within one step."""
     q, pools, layout = step([(20, 30), (1, 60)])
+    k, v = pools[0]
     for window in (None, 7, None, 7):
         rule = PLAIN | {"scale": 0.3, "window": window}
-        out, _ = cuda.attend_over_pages(q[0], *pools[0], layout, **rule, path=None)
-        want, _ = paged_attention_reference(q[0], *pools[0], layout, scale=0.3, window=window)
+        out, _ = cuda.attend_over_pages(q[0], k, v, layout, **rule, path=None)
+        want, _ = paged_attention_reference(q[0], k, v, layout, scale=0.3, window=window)
         torch.testing.assert_close(out, want, atol=2e-2, rtol=2e-2)
     assert len(layout.routes) == 2

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from headstart.cli.bench import options
 from headstart.cli.bench.progress import (
     RichReporter,
     command_line,
@@ -34,13 +35,8 @@ def compare(
             help="Each: exact, methods as --use takes them (several in quotes), transformers or llama.cpp.",
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Checkpoint directory or hub id. [default: the built-in model]"),
-    ] = None,
-    shape: Annotated[
-        str | None, typer.Option(help="Random weights instead of a model: qwen2.5-0.5b or tiny.", show_default=False)
-    ] = None,
+    model: options.Model = None,
+    shape: options.Shape = None,
     lengths: Annotated[
         str | None, typer.Option(help="Prompt lengths, parted by commas. [default: from 256 up, as time allows]")
     ] = None,
@@ -50,17 +46,17 @@ def compare(
     request_out: Annotated[int, typer.Option(min=1, help="Output length of each.")] = 32,
     repeats: Annotated[int | None, typer.Option(help="Rounds that count. [default: 5]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of prompts and random weights. [default: 0]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of all. [default: what suits the model]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: the checkpoint's]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: an accelerator if there is one]")] = None,
+    threads: options.Threads = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
     gguf: Annotated[
         Path | None, typer.Option(help="The model for llama.cpp. [default: written from the checkpoint]")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Short lengths, two rounds: to see that it works.")] = False,
-    ledger: Annotated[Path | None, typer.Option(help="Keep the entry in this ledger directory.")] = None,
-    key: Annotated[str, typer.Option(help="Name of the ledger entry.")] = "compare",
+    ledger: options.Ledger = None,
+    key: options.EntryName = "compare",
     out: Annotated[Path | None, typer.Option(help="New directory for report and pictures. [default: none]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the ledger entry to stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Time to first token, decode speed and memory over prompt lengths, everybody in turns.
 
@@ -99,10 +95,7 @@ def compare(
                 key=key,
                 effort="quick" if quick else "short",
             )
-        if as_json:
-            typer.echo(entry.model_dump_json(indent=2))
-        else:
-            print_entry(entry, Console())
+        print_entry(entry, Console(), as_json=as_json)
         if directory is not None:
             title = f"{', '.join(party.label for party in parties)} on {entry.model}"
             keep_results(entry, directory, lambda place: _draw(entry, place), notes, title=title)

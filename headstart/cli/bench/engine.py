@@ -1,11 +1,11 @@
 """`headstart bench engine`: this engine beside Transformers and llama.cpp."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from headstart.cli.bench import options
 from headstart.cli.bench.progress import RichReporter, command_line, end_on_sigterm, given, write_ledger
 from headstart.cli.bench.show import print_entry
 from headstart.errors import HeadstartError
@@ -49,13 +49,11 @@ def engine(
     max_num_batched_tokens: Annotated[
         int | None, typer.Option(help="Token budget of a step of this engine. [default: the engine's]")
     ] = None,
-    ledger: Annotated[
-        Path | None, typer.Option(help="Ledger directory. [default: benchmarks/ledger of the checkout]")
-    ] = None,
+    ledger: options.CheckoutLedger = None,
     key: Annotated[
         str | None, typer.Option(help="Name of the ledger entry. [default: engine, or engine-quick]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the ledger entry to stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Prefill, decode and concurrent requests beside Transformers and llama.cpp, in one run.
 
@@ -90,10 +88,7 @@ def engine(
     end_on_sigterm()
     with RichReporter(Console(stderr=True)) as reporter:
         entry = run_engine_bench(settings, reporter, command=command_line(), key=key, quick=quick)
-    if as_json:
-        typer.echo(entry.model_dump_json(indent=2))
-    else:
-        print_entry(entry, Console())
+    print_entry(entry, Console(), as_json=as_json)
     if ledger or not quick:
         write_ledger(entry, ledger or ledgers.default_directory(), Console(stderr=True))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from headstart.cli.bench import options
 from headstart.cli.bench.progress import (
     RichReporter,
     command_line,
@@ -28,38 +29,28 @@ def method(
     key: Annotated[
         str, typer.Argument(metavar="METHOD", help="KEY or KEY:OPTION=VALUE; `headstart methods` lists them.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Checkpoint directory or hub id. [default: the built-in model]"),
-    ] = None,
-    shape: Annotated[
-        str | None, typer.Option(help="Random weights instead of a model: qwen2.5-0.5b or tiny.", show_default=False)
-    ] = None,
+    model: options.Model = None,
+    shape: options.Shape = None,
     lengths: Annotated[
         str | None, typer.Option(help="Prompt lengths, parted by commas. [default: what suits the method]")
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Rounds, or seeds of training. [default: 5 or 3]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of prompts, arrivals and examples. [default: 0]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of every side. [default: what suits the model]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: the checkpoint's]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: an accelerator if there is one]")] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(envvar="HEADSTART_DATA", help="Directory with texts and evaluation sets.", show_default=False),
-    ] = None,
+    threads: options.Threads = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    data: options.Data = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few small measurements, nothing kept: to see that it works.")
     ] = False,
-    ledger: Annotated[
-        Path | None, typer.Option(help="Ledger directory. [default: benchmarks/ledger of the checkout]")
-    ] = None,
+    ledger: options.CheckoutLedger = None,
     ledger_key: Annotated[
         str | None, typer.Option("--key", help="Name of the ledger entry. [default: the method's key]")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="New directory for report and pictures. [default: bench-METHOD-DATE-TIME]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the ledger entry to stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure a method beside its baseline: cost and quality in one run.
 
@@ -98,10 +89,7 @@ def method(
         with RichReporter(notes) as reporter:
             outcome = run_method_bench(settings, reporter, command=command_line(), key=ledger_key, out=directory)
         entry = outcome.entry
-        if as_json:
-            typer.echo(entry.model_dump_json(indent=2))
-        else:
-            print_entry(entry, Console(), outcome.spec.headline)
+        print_entry(entry, Console(), outcome.spec.headline, as_json=as_json)
         if directory is not None:
             keep_results(
                 entry,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from headstart.cli.bench import options
 from headstart.cli.bench.progress import (
     RichReporter,
     command_line,
@@ -26,14 +27,8 @@ def quality(
         list[str] | None,
         typer.Argument(metavar="A B ...", help="Methods as --use takes them, several in quotes; exact comes first."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Checkpoint directory or hub id. [default: the built-in model]"),
-    ] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option(help="Random weights: only the distance from exact is measured.", show_default=False),
-    ] = None,
+    model: options.Model = None,
+    shape: options.Shape = None,
     task: Annotated[
         str | None, typer.Option(help=f"Tasks or groups, parted by commas, or none. [default: {_TASKS}]")
     ] = None,
@@ -42,22 +37,20 @@ def quality(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Examples for each task and length.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of all examples.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: what suits the model]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: the checkpoint's]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: an accelerator if there is one]")] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(envvar="HEADSTART_DATA", help="Directory with evaluation sets.", show_default=False),
-    ] = None,
+    threads: options.Threads = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    data: options.Data = None,
     quick: Annotated[bool, typer.Option("--quick", help="One task at 256 tokens, one example.")] = False,
-    ledger: Annotated[Path | None, typer.Option(help="Keep the entry in this ledger directory.")] = None,
-    key: Annotated[str, typer.Option(help="Name of the ledger entry.")] = "quality",
+    ledger: options.Ledger = None,
+    key: options.EntryName = "quality",
     out: Annotated[Path | None, typer.Option(help="New directory for a report. [default: none]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the ledger entry to stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Scores of generated tasks, and how far next-token distributions move from the exact stack's.
 
-    `headstart eval` looks at one stack closely; this puts several beside the plain engine.
+    `headstart eval` looks at one stack closely; this puts several beside the plain engine. With --shape, only the
+    distance from exact is measured.
 
         headstart bench quality
         headstart bench quality minference "hip lserve" --model DIR --lengths 4096,16384 --count 10
@@ -78,10 +71,7 @@ def quality(
     with fresh_directory(out) as directory:
         with RichReporter(notes) as reporter:
             entry = run_quality(parties, choice, ask, reporter, command=command_line(), key=key, threads=threads)
-        if as_json:
-            typer.echo(entry.model_dump_json(indent=2))
-        else:
-            print_entry(entry, Console())
+        print_entry(entry, Console(), as_json=as_json)
         if directory is not None:
             keep_results(entry, directory, lambda place: [], notes, title=f"Quality on {entry.model}")
     if ledger is not None:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
@@ -13,14 +14,20 @@ if TYPE_CHECKING:
     from headstart.evaluation.ledger import LedgerEntry, Ratio, Row
 
 
-def print_entry(entry: "LedgerEntry", console: Console, headline: "Sequence[str]" = ()) -> None:
+def print_entry(
+    entry: "LedgerEntry", console: Console, headline: "Sequence[str]" = (), *, as_json: bool = False
+) -> None:
     """The machine, what was found, the tables, and the notes.
 
     Args:
         entry: what was measured.
         console: where to.
         headline: the metrics that stand first.
+        as_json: the entry itself instead, for programs.
     """
+    if as_json:
+        typer.echo(entry.model_dump_json(indent=2))
+        return
     from headstart.evaluation.report import machine_line
     from headstart.evaluation.report_tables import findings, tables
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from headstart.cli.bench import options
 from headstart.cli.bench.progress import RichReporter, command_line, end_on_sigterm, numbers, write_ledger
 from headstart.cli.bench.show import print_entry
 
@@ -24,11 +25,9 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in each round.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, in which the sides take turns.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and data.")] = 0,
-    ledger: Annotated[
-        Path | None, typer.Option(help="Ledger directory. [default: benchmarks/ledger of the checkout]")
-    ] = None,
-    key: Annotated[str, typer.Option(help="Name of the ledger entry.")] = "train",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the ledger entry to stdout.")] = False,
+    ledger: options.CheckoutLedger = None,
+    key: options.EntryName = "train",
+    as_json: options.AsJson = False,
 ) -> None:
     """Tokens per second of this loop and of Transformers' Trainer, compiled, on the same network, rows and batch.
 
@@ -52,10 +51,7 @@ def train(
     end_on_sigterm()
     with RichReporter(notes) as reporter:
         entry = run_train_bench(settings, reporter, command=command_line(), key=key)
-    if as_json:
-        typer.echo(entry.model_dump_json(indent=2))
-    else:
-        print_entry(entry, Console())
+    print_entry(entry, Console(), as_json=as_json)
     write_ledger(entry, ledger or ledgers.default_directory(), notes)
 
 

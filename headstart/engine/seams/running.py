@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -35,6 +35,8 @@ class Attention(Seam, ABC):
     """How do the queries of a layer meet the keys?"""
 
     slots = ("attention.prefill", "attention.decode")
+    capturable: ClassVar[bool] = False
+    """Whether a decode step can be captured and replayed on a GPU: only the device's tensors tell what is computed."""
 
     @abstractmethod
     def attend(
@@ -51,6 +53,8 @@ class Attention(Seam, ABC):
 
 class PagedAttention(Attention):
     """Exact attention over the pages: the default."""
+
+    capturable = True
 
     def attend(
         self,

@@ -11,6 +11,7 @@ from headstart.ops.attention.choice import Kind, choices_of
 from headstart.ops.attention.launch import SHORT, Launch, empty_like, plan
 from headstart.ops.attention.layout import KeyBlocks, RaggedLayout
 from headstart.ops.attention.library import DENSE, Dense, attend_alone, attend_chunks
+from headstart.ops.attention.shape import Shape
 
 # Shorter chunks are the kernel's: the library takes long to prepare for lengths that it has not met.
 _LIBRARY_ROWS = 1024
@@ -29,17 +30,18 @@ def attend_over_pages(
     blocks: KeyBlocks | None,
     tree: Tensor | None,
     path: str | None,
+    shape: Shape | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` on a GPU, by the named path (`choice.PATHS`) or the fastest."""
     key = (
         *(q.shape, q.stride(), q.dtype, k_pages.shape, k_pages.stride(), v_pages.stride(), k_pages.dtype),
-        *((k_pages.data_ptr() | v_pages.data_ptr()) % 16, scale, window, softcap, tree is None, path),
+        *((k_pages.data_ptr() | v_pages.data_ptr()) % 16, scale, window, softcap, tree is None, path, shape),
         *(() if blocks is None else blocks.kind),
     )
     route = layout.routes.get(key)
     if route is None:
         rule = {"scale": scale, "window": window, "softcap": softcap, "blocks": blocks, "tree": tree}
-        route = layout.routes[key] = _route(q, k_pages, v_pages, layout, rule, path)
+        route = layout.routes[key] = _route(q, k_pages, v_pages, layout, rule, path, shape)
     if route.dense is not None and len(layout.query_lengths) == 1:
         return attend_alone(route.dense, q, k_pages, v_pages, layout, scale)
     out, lse = empty_like(q)
@@ -60,7 +62,13 @@ class _Route:
 
 
 def _route(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, layout: RaggedLayout, rule: dict[str, Any], path: str | None
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    layout: RaggedLayout,
+    rule: dict[str, Any],
+    path: str | None,
+    shape: Shape | None,
 ) -> _Route:
     """What all layers of a step whose tensors are alike have in common."""
     window = rule["window"]
@@ -77,7 +85,8 @@ def _route(
         left = set(chunks)
         lengths = [n for s, n in enumerate(layout.query_lengths) if s not in left]
     together = layout.index.max_query > SHORT and layout.is_contiguous
-    launches = plan(q, k_pages, v_pages, layout.index, **rule, contiguous=together, lengths=lengths)
+    given: dict[str, Any] = {"contiguous": together, "lengths": lengths, "shapes": (None, shape)}
+    launches = plan(q, k_pages, v_pages, layout.index, **rule, **given)
     return _Route(launches, dense, chunks)
 
 

@@ -10,6 +10,7 @@ from headstart.ops.attention.choice import forced
 from headstart.ops.attention.dense import attend_densely
 from headstart.ops.attention.layout import KeyBlocks, RaggedLayout, Selection
 from headstart.ops.attention.reference import paged_attention_reference
+from headstart.ops.attention.shape import Shape
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ def paged_attention(
     softcap: float | None = None,
     selection: Selection | KeyBlocks | None = None,
     tree: Tensor | None = None,
+    path: str | None = None,
+    shape: Shape | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of each sequence's last rows over its cached keys.
 
@@ -39,6 +42,9 @@ def paged_attention(
         tree: int64 `[T]`, for drafts that branch: bit j of a row's mask says whether it sees the j-th of its
             sequence's rows, itself included; keys before these it sees all. A sequence with more than 64 rows is
             causal whatever its masks say. A window counts places in the cache.
+        path: to take on a GPU (triton, cudnn, flash, plain), before what HEADSTART_ATTENTION says; None takes the
+            fastest.
+        shape: of the Triton kernel's launch for chunks, instead of the usual one.
 
     Returns:
         `out [T, H, D]` in q's dtype and `lse [T, H]` float32.
@@ -47,12 +53,12 @@ def paged_attention(
         HeadstartError: the environment variable HEADSTART_ATTENTION names no path (triton, cudnn, flash, plain).
     """
     rule = {"scale": scale, "window": window, "softcap": softcap}
-    path = forced() if q.is_cuda else "plain"
+    path = (path or forced()) if q.is_cuda else "plain"
     if path != "plain" and _kernel_can(q, k_pages):
         from headstart.ops.attention.cuda import attend_over_pages
 
         blocks = selection.key_blocks(layout) if isinstance(selection, Selection) else selection
-        return attend_over_pages(q, k_pages, v_pages, layout, **rule, blocks=blocks, tree=tree, path=path)
+        return attend_over_pages(q, k_pages, v_pages, layout, **rule, blocks=blocks, tree=tree, path=path, shape=shape)
     if softcap is not None or selection is not None or tree is not None:
         return paged_attention_reference(q, k_pages, v_pages, layout, **rule, selection=selection, tree=tree)
     return attend_densely(q, k_pages, v_pages, layout, scale, window)
