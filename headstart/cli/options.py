@@ -55,6 +55,10 @@ class EngineOptions:
         str | None,
         _engine(help="Keep the layers' weights in eight bits, fp8 or int8: half the memory, other answers."),
     ] = None
+    kv_cache_dtype: Annotated[
+        str | None,
+        _engine(help="Of cached keys and values: auto, float32, bfloat16, float16 or fp8_e4m3. [default: the run's]"),
+    ] = None
     max_model_len: Annotated[int | None, _engine(help="Longest prompt and output together, in tokens.")] = None
     max_num_seqs: Annotated[int | None, _engine(help="Most requests that run at once.")] = None
     max_num_batched_tokens: Annotated[int | None, _engine(help="Most tokens in one step.")] = None

@@ -19,6 +19,12 @@ from headstart.ops.quantized import QUANTIZATIONS
 _STEP_TOKENS = {"cpu": 512, "cuda": 8192}
 # A page that holds a whole tile of an attention kernel is read in one piece.
 _PAGE_SIZE = {"cpu": 16, "cuda": 64}
+_KV_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp8_e4m3": torch.float8_e4m3fn,
+}
 _CPU_CACHE_SHARE = 0.25
 _LARGEST_PAGE = 4096
 
@@ -34,6 +40,8 @@ class EngineArgs:
         load_format: "auto" reads the checkpoint's weights, "dummy" draws random ones, to measure speed by a config.
         quantization: keep the layers' weights in eight bits: "fp8" or "int8", with a scale for each output (default:
             as loaded). Lossy: the model's distribution changes.
+        kv_cache_dtype: of cached keys and values: "auto" (the run's dtype), "float32", "bfloat16", "float16" or
+            "fp8_e4m3", which holds twice the tokens of 16 bits, and is lossy as whatever is narrower than the run's.
         max_model_len: longest prompt plus output, in tokens (default: the model's own, or what the cache holds).
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: tokens per step (default: 512 on a CPU, 8,192 on a GPU).
@@ -59,6 +67,7 @@ class EngineArgs:
     device: str = "auto"
     load_format: str = "auto"
     quantization: str | None = None
+    kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 128
     max_num_batched_tokens: int | None = None
@@ -94,6 +103,9 @@ class EngineArgs:
         line_of(self.scheduling_policy)
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
             raise HeadstartError(f"quantization must be {' or '.join(QUANTIZATIONS)}, not {self.quantization!r}")
+        if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
+            names = ", ".join(("auto", *_KV_DTYPES))
+            raise HeadstartError(f"kv_cache_dtype must be one of {names}, not {self.kv_cache_dtype!r}")
         if self.load_format not in ("auto", "dummy"):
             raise HeadstartError(f"load_format must be auto or dummy, not {self.load_format!r}")
         if self.device == "auto":
@@ -111,10 +123,17 @@ class EngineArgs:
             here = "'cpu'" if present == 0 else f"'cpu' and 'cuda:0' to 'cuda:{present - 1}'"
             raise HeadstartError(f"there is no device {self.device!r} to run on; here are {here}")
 
-    @property
-    def lossy_settings(self) -> list[str]:
-        """Those that change the model's distribution, in words."""
-        return [] if self.quantization is None else [f"quantization={self.quantization}"]
+    def kv_dtype(self, run_dtype: torch.dtype) -> torch.dtype:
+        """The dtype of cached keys and values in a run of this dtype."""
+        return _KV_DTYPES.get(self.kv_cache_dtype, run_dtype)
+
+    def lossy_settings(self, run_dtype: torch.dtype) -> list[str]:
+        """Those that change the distribution of a model that runs in this dtype, in words."""
+        found = [] if self.quantization is None else [f"quantization={self.quantization}"]
+        kept = self.kv_dtype(run_dtype)
+        if kept not in (run_dtype, torch.float32):
+            found.append(f"kv_cache_dtype={self.kv_cache_dtype}")
+        return found
 
     @property
     def step_tokens(self) -> int:

@@ -40,6 +40,8 @@ from headstart.ops.linear import widening_pays_from
 
 # Keeps the draws of a request's several outputs apart; the odd constant of splitmix64.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
+# Slots whose methods see the cache's tensors.
+_READ_KEYS = ("attention.", "selector.", "retention", "kv_layout", "kv_store", "prefill", "drafter")
 
 
 class Engine:
@@ -78,12 +80,15 @@ class Engine:
         self.vocab_size = self.checkpoint.config.vocab_size
         self.eos_ids = self.checkpoint.generation_config.eos_token_ids
         device = torch.device(args.device)
-        self.stack.start(self.checkpoint, args.lossy_settings)
+        self.stack.start(self.checkpoint, args.lossy_settings(decoder.dtype))
         if args.quantization is not None:
             decoder.quantize(args.quantization)
         self._speculation = Speculation.of(self.stack)
         drafter = None if self._speculation is None else self._speculation.drafter
-        layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
+        kept = args.kv_dtype(decoder.dtype)
+        if kept != decoder.dtype:
+            self._refuse_readers_of_keys()
+        layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, kept)
         sized = layers if drafter is None else [*layers, *drafter.layers()]
         config = self.checkpoint.config
         longest = min(args.max_model_len or config.max_position, config.max_extended_position)
@@ -303,6 +308,14 @@ class Engine:
             tier_pages_out=self.store.tier_traffic[0],
             tier_pages_in=self.store.tier_traffic[1],
         )
+
+    def _refuse_readers_of_keys(self) -> None:
+        """Methods know keys in the run's dtype only."""
+        for item in self.stack.methods:
+            if any(slot.startswith(_READ_KEYS) for slot in item.slots):
+                raise MethodError(
+                    f"{item.card.key} reads cached keys in the run's dtype: leave kv_cache_dtype at auto with it"
+                )
 
     def _bind_weights(self, decoder: Decoder) -> None:
         """Let a `LinearOp` take over the dense weights."""

@@ -15,7 +15,8 @@ from headstart.evaluation import ledger
 from headstart.evaluation.compare_rounds import Reporter
 from headstart.evaluation.ledger import LedgerEntry, Ratio, Row, check_key
 from headstart.evaluation.machine import Effort, MachinePeaks, describe_machine, measure_peaks, usable_cores
-from headstart.evaluation.ops_cases import SOURCES, OpCase, OpShapes
+from headstart.evaluation.ops_cases import SOURCES
+from headstart.evaluation.ops_shapes import OpCase, OpShapes
 from headstart.evaluation.shape import SHAPES
 
 # Inputs take turns until together they are larger than a cache of the device, so that none is found there.

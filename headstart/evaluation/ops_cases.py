@@ -5,90 +5,24 @@ it, what is right, and what it costs at least.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headstart.evaluation.shape import LlamaShape
+from headstart.evaluation.ops_cases_weights import moe_cases, quantized_cases
+from headstart.evaluation.ops_shapes import OURS, PLAIN, OpCase, OpShapes, Source, plain_gated
 from headstart.ops import few_rows
-from headstart.ops.activation import ACTIVATIONS, gated
-from headstart.ops.linear import empty_weight, gated_linear, linear
+from headstart.ops.activation import gated
+from headstart.ops.linear import gated_linear, linear
 from headstart.ops.norm import add_rms_norm, rms_norm
 from headstart.ops.rotary import HeadNorms, RotaryRows, apply_rotary, rotary_rows, rotate_heads
 from headstart.ops.sampling import draw, draw_reference
 from headstart.ops.write_kv import write_kv
 
-OURS, PLAIN = "headstart", "torch"
 _EPS = 1e-5
 _PAGE = 16
-
-
-@dataclass(frozen=True)
-class OpCase:
-    """One op at one shape.
-
-    Attributes:
-        op: its name.
-        shape: what it is given, in words.
-        make: new random inputs, tensors all.
-        sides: who computes it from them → a tensor; an input may be written over. The first is this project's op.
-        reference: what is right, from copies of the inputs whose numbers are float64.
-        flops, bytes: what it costs at least.
-        waits: the sides that make the host wait for the device.
-    """
-
-    op: str
-    shape: str
-    make: Callable[[], tuple[Tensor, ...]]
-    sides: dict[str, Callable[..., Tensor]]
-    reference: Callable[..., Tensor]
-    flops: float
-    bytes: float
-    waits: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class OpShapes:
-    """The sizes that cases are made of.
-
-    Attributes:
-        model: of the layer.
-        decode, prefill: numbers of rows.
-        dtype, device: of weights and activations.
-        sweep: every tiling of a kernel is a side of its own.
-    """
-
-    model: LlamaShape
-    decode: tuple[int, ...]
-    prefill: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    sweep: bool = False
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Of decode and of prefill."""
-        return tuple(dict.fromkeys((*self.decode, *self.prefill)))
-
-    @property
-    def item(self) -> int:
-        """Bytes of a number."""
-        return self.dtype.itemsize
-
-    def random(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Normal numbers."""
-        return (torch.randn(shape, device=self.device) * scale).to(self.dtype)
-
-    def weight(self, out_features: int, in_features: int) -> Tensor:
-        """`[out, in]` as a model holds it, with outputs of the size of inputs."""
-        weight = empty_weight(out_features, in_features, self.dtype, self.device)
-        return weight.copy_(torch.randn(weight.shape, device=self.device) * in_features**-0.5)
-
-
-Source = Callable[[OpShapes], Iterator[OpCase]]
 
 
 def linear_cases(shapes: OpShapes) -> Iterator[OpCase]:
@@ -137,8 +71,8 @@ def epilogue_cases(shapes: OpShapes) -> Iterator[OpCase]:
             "gate_up and gate",
             f"{rows} x {m.hidden} → {m.ffn}",
             lambda rows=rows: (shapes.random(rows, m.hidden), shapes.weight(2 * m.ffn, m.hidden)),
-            {OURS: lambda x, w: gated_linear(x, w, None, "silu"), PLAIN: lambda x, w: _gated(F.linear(x, w))},
-            lambda x, w: _gated(F.linear(x, w)),
+            {OURS: lambda x, w: gated_linear(x, w, None, "silu"), PLAIN: lambda x, w: plain_gated(F.linear(x, w))},
+            lambda x, w: plain_gated(F.linear(x, w)),
             4.0 * rows * m.ffn * m.hidden,
             shapes.item * (2 * m.ffn * m.hidden + rows * (m.hidden + m.ffn)),
         )
@@ -157,11 +91,6 @@ def epilogue_cases(shapes: OpShapes) -> Iterator[OpCase]:
         )
 
 
-def _gated(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, -1)
-    return ACTIVATIONS["silu"](gate) * up
-
-
 def activation_cases(shapes: OpShapes) -> Iterator[OpCase]:
     """SwiGLU by itself."""
     size = shapes.model.ffn
@@ -170,8 +99,8 @@ def activation_cases(shapes: OpShapes) -> Iterator[OpCase]:
             "gate",
             f"{rows} x {2 * size}",
             lambda rows=rows: (shapes.random(rows, 2 * size),),
-            {OURS: lambda x: gated(x, "silu"), PLAIN: _gated},
-            _gated,
+            {OURS: lambda x: gated(x, "silu"), PLAIN: plain_gated},
+            plain_gated,
             0.0,
             shapes.item * rows * 3 * size,
         )
@@ -321,6 +250,8 @@ def _draw_by_sorting(
 SOURCES: dict[str, Source] = {
     "linear": linear_cases,
     "epilogue": epilogue_cases,
+    "quantized": quantized_cases,
+    "moe": moe_cases,
     "activation": activation_cases,
     "norm": norm_cases,
     "rotary": rotary_cases,

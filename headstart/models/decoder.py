@@ -168,8 +168,8 @@ class MoE(nn.Module):
             renormalise=self.moe.renormalise,
             keep_float32=self.moe.keep_float32,
         )
-        held = (part.weight if isinstance(part, Quantized) else part for part in (self.gate_up, self.down))
-        return mix_experts(x, weights, experts, *held, self.activation, onto)
+        gate_up, down = (part.weight if isinstance(part, Quantized) else part for part in (self.gate_up, self.down))
+        return mix_experts(x, weights, experts, gate_up, down, self.activation, onto)
 
     def quantize(self, kind: str) -> None:
         """Keep the experts in eight bits only (a name in `headstart.ops.quantized.QUANTIZATIONS`)."""

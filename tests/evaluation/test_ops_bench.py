@@ -7,7 +7,8 @@ from headstart.errors import HeadstartError
 from headstart.evaluation import ops_bench
 from headstart.evaluation.machine import MachinePeaks
 from headstart.evaluation.ops_bench import OpsBenchSettings, measure, run_ops_bench
-from headstart.evaluation.ops_cases import OURS, SOURCES, OpCase
+from headstart.evaluation.ops_cases import SOURCES
+from headstart.evaluation.ops_shapes import OURS, OpCase
 
 SMALL = {"shape": "tiny", "decode": (1, 3), "prefill": (20,), "device": "cpu", "repeats": 1}
 PEAKS = MachinePeaks(threads=1, matmul={"float32": 1e9}, copy_bandwidth=1e8, read_bandwidth=1e8)

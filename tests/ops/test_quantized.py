@@ -108,7 +108,7 @@ def test_gated(kind):
 def test_every_fp8_number_is_widened_exactly():
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     values = values[values.float().isfinite()]
-    assert torch.equal(quantized._widen_e4m3(values, torch.empty(len(values))), values.float())
+    assert torch.equal(quantized.widen_e4m3(values, torch.empty(len(values))), values.float())
 
 
 def test_rows_in_fp8():

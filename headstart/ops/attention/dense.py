@@ -12,6 +12,7 @@ from torch import Tensor
 from headstart.ops.attention.layout import SHARED_ROWS, RaggedLayout, Rectangle
 from headstart.ops.attention.merge import merge_attention
 from headstart.ops.linear import widening_pays_from
+from headstart.ops.quantized import widen_e4m3
 
 
 def attend_densely(
@@ -19,7 +20,7 @@ def attend_densely(
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` of any layout that is on the host, without soft cap and selection."""
     if len(layout.rectangles) == 1 and len(layout.query_lengths) == 1:
-        keys, values = layout.gather(0, k_pages, v_pages)
+        keys, values = (read(x, q.dtype) for x in layout.gather(0, k_pages, v_pages))
         return attend_chunk(q, keys, values, scale, window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
@@ -27,11 +28,19 @@ def attend_densely(
         if len(rectangle.sequences) == 1:
             start = layout.query_starts[rectangle.sequences[0]]
             rows = slice(start, start + rectangle.query_lengths[0])
-            keys, values = layout.gather(rectangle.sequences[0], k_pages, v_pages)
+            gathered = layout.gather(rectangle.sequences[0], k_pages, v_pages)
+            keys, values = (read(x, q.dtype) for x in gathered)
             out[rows], lse[rows] = attend_chunk(q[rows], keys, values, scale, window)
         else:
             attend_rectangle(q, k_pages, v_pages, rectangle, scale, window, out, lse)
     return out, lse
+
+
+def read(kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """Keys or values as the cache keeps them, in the dtype of the queries."""
+    if kept.dtype == torch.float8_e4m3fn and kept.device.type == "cpu":
+        return widen_e4m3(kept, torch.empty(kept.shape, dtype=dtype))
+    return kept.to(dtype)
 
 
 def attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
@@ -74,8 +83,8 @@ def attend_rectangle(
     batch, width = rectangle.rows.shape
     heads, head_dim = q.shape[1:]
     kv_heads = k_pages.shape[2]
-    k = k_pages.index_select(0, rectangle.pages.flatten()).view(batch, -1, kv_heads, head_dim)
-    v = v_pages.index_select(0, rectangle.pages.flatten()).view(batch, -1, kv_heads, head_dim)
+    k = read(k_pages.index_select(0, rectangle.pages.flatten()), q.dtype).view(batch, -1, kv_heads, head_dim)
+    v = read(v_pages.index_select(0, rectangle.pages.flatten()), q.dtype).view(batch, -1, kv_heads, head_dim)
     mask = _rectangle_mask(rectangle, k.shape[1], window, q.dtype)
     rows = q[rectangle.rows]  # [B, Q, H, D]
     if width == 1:
