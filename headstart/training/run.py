@@ -284,13 +284,17 @@ def find_tokenizer(recipe: Recipe, base: Path) -> Path:
     Raises:
         TrainingError: there is none.
     """
+    hint = "prepare the recipe's data with `headstart data prepare`, or name another with the recipe's key tokenizer"
     if recipe.tokenizer is not None:
-        return base / recipe.tokenizer
+        named = base / recipe.tokenizer
+        if not (named / "tokenizer.json").is_file():
+            raise TrainingError(f"{named} has no tokenizer.json; {hint}")
+        return named
     source = next(iter(recipe.phases[0].sources.values()))
     for parent in (base / source.path).parents:
         if (parent / "tokenizer" / "tokenizer.json").is_file():
             return parent / "tokenizer"
-    raise TrainingError(f"no tokenizer lies beside {source.path}; name one with the recipe's key tokenizer")
+    raise TrainingError(f"no tokenizer lies beside {source.path}; {hint}")
 
 
 def _refuse_other_recipe(recipe: Recipe, out: Path, where: World) -> None:

@@ -95,7 +95,7 @@ def test_an_export_of_a_checkpoint(headstart: Run, base: Path, tmp_path: Path) -
         (["phases.mian.tokens=5k"], "names no phase; did you mean 'main'?"),
         (["phases.main.micro_batch_tokens=33"], "micro_batch_tokens must be a multiple of sequence_length"),
         (["phases.main.sources.prose.path=nowhere"], "nowhere holds no token shards"),
-        (["tokenizer=nowhere"], "nowhere has no tokenizer.json"),
+        (["tokenizer=nowhere"], "nowhere has no tokenizer.json; prepare the recipe's data with `headstart data"),
         (["model.config.vocab_size=100"], "has 288 tokens, and the model 100; raise model.config.vocab_size"),
         (["model.config.num_attention_heads=x"], "num_attention_heads"),
         (["phases.main.optimizer.name=adamv"], "there is no optimizer 'adamv'; did you mean 'adamw'?"),

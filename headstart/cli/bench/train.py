@@ -61,13 +61,13 @@ def _config(path: Path | None) -> dict[str, Any]:
 
     from headstart.checkpoints.default import default_checkpoint_path
     from headstart.evaluation.sides import BenchmarkError
+    from headstart.strict_yaml import StrictLoader
 
     path = path or default_checkpoint_path() / "config.json"
     try:
         text = path.read_text()
-        # YAML reads most JSON, but takes 1e-05 for a text.
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, StrictLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BenchmarkError(f"the config {path} cannot be read: {' '.join(str(error).split())}") from None
     if isinstance(content, dict) and "phases" in content:
         content = (content.get("model") or {}).get("config")

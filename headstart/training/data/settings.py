@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator, validate_call
 
 from headstart.errors import did_you_mean
+from headstart.strict_yaml import StrictLoader
 from headstart.training.data import stages
 from headstart.training.data.errors import DataError
 from headstart.training.data.stages import Stage
@@ -177,11 +178,13 @@ def read_settings(path: Path) -> DataSettings:
         DataError: the file cannot be read, or a key or value is wrong; the sentence names it.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the settings {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise DataError(f"the settings {path} are not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise DataError(f"the settings {path} hold themselves or are nested too deeply") from None
     if not isinstance(content, dict):
         raise DataError(f"the settings {path} are no mapping of keys to values")
     try:

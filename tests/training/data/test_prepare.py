@@ -249,7 +249,13 @@ def test_a_mistake_gets_a_sentence(root: Path, settings: dict[str, Any], match: 
 
 
 def test_settings_that_cannot_be_read(root: Path) -> None:
-    for content, match in (("a: [", "not YAML"), ("[1]", "no mapping"), (b"\xff", "cannot be read")):
+    for content, match in (
+        ("a: [", "not YAML"),
+        ("a: 1\na: 2", "'a' stands there twice"),
+        ("[" * 3000, "not YAML|too deeply"),
+        ("[1]", "no mapping"),
+        (b"\xff", "cannot be read"),
+    ):
         (root / "data.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(DataError, match=match):
             read_settings(root / "data.yaml")
