@@ -4,6 +4,9 @@ Both are functions of what they are given alone: the same row, settings and poin
 the batch.
 """
 
+import logging
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -11,8 +14,12 @@ from torch import Tensor
 
 from headstart.ops import kernels
 
+log = logging.getLogger(__name__)
+
 # Nucleus sampling looks at this many candidates first and sorts the whole vocabulary only where they fall short.
 _CANDIDATES = 1024
+# Rows and vocabulary of the draws by which the kernel has to prove itself.
+_TRIALS, _TRIAL_SIZE = 256, 2000
 # Below the one a draw is greedy in float32 anyway, above the other it is even; beyond them divisions overflow.
 COLDEST, HOTTEST = 1e-5, 1e30
 
@@ -34,10 +41,16 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_
     Returns:
         int64 `[N]`.
     """
-    if logits.stride(1) == 1 and kernels.run_on(logits):
+    if logits.stride(1) == 1 and kernels.run_on(logits) and _kernel_agrees(logits.device):
         from headstart.ops.kernels import sampling
 
         return sampling.draw(logits, temperature, top_k, top_p, min_p, points)
+    return _draw_plainly(logits, temperature, top_k, top_p, min_p, points)
+
+
+def _draw_plainly(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, points: Tensor
+) -> Tensor:
     drawn = logits.argmax(-1)
     random = temperature > 0
     if bool(random.all()):
@@ -45,6 +58,27 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_
     if bool(random.any()):
         drawn[random] = _draw(*(part[random] for part in (logits, temperature, top_k, top_p, min_p, points)))
     return drawn
+
+
+@cache
+def _kernel_agrees(device: torch.device) -> bool:
+    """Whether the kernel draws here what it should; where it does not, the plain path draws, and waits for the host."""
+    from headstart.ops.kernels import sampling
+
+    numbers = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(_TRIALS, _TRIAL_SIZE, generator=numbers)
+    settings = torch.ones(5, _TRIALS, dtype=torch.float64)
+    settings[1] = torch.randint(0, _TRIAL_SIZE, (_TRIALS,), generator=numbers) * (torch.arange(_TRIALS) % 3 == 0)
+    settings[2, ::2] = 0.9
+    settings[3] = 0.0
+    settings[4] = torch.rand(_TRIALS, generator=numbers, dtype=torch.float64)
+    expected = _draw_plainly(logits, *settings)
+    got = sampling.draw(logits.to(device), *settings.to(device)).cpu()
+    # Sums in another order settle a draw on the border between two tokens differently now and then.
+    agrees = int((got != expected).sum()) <= _TRIALS // 50
+    if not agrees:
+        log.warning("the kernel that draws tokens is wrong on this GPU; draws go on without it, a little slower")
+    return agrees
 
 
 def tempered(logits: Tensor, temperature: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Draws against their definition, and random numbers against NumPy's own generator, bit for bit."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,3 +50,31 @@ def test_uniforms_are_those_of_numpy(rows: list[tuple[int, int, int]], purpose: 
     assert uniforms(seeds, positions, purpose, numbers).tolist() == expected
     assert uniforms(np.array(seeds, dtype=np.uint64), positions, purpose, numbers[0])[0] == expected[0]
     assert len(uniforms([], [], purpose)) == 0
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_kernel_that_draws_wrongly_is_not_used(right: bool, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """Whatever compiled it: before its first draw a kernel is held to the plain path."""
+    pytest.importorskip("triton")
+    from headstart.ops import kernels, sampling
+    from headstart.ops.kernels import sampling as kernel
+
+    used = []
+
+    def pretended(logits, *settings):
+        used.append(len(logits))
+        drawn = sampling._draw_plainly(logits, *settings)
+        return drawn if right else (drawn + 1) % logits.shape[1]
+
+    monkeypatch.setattr(kernels, "run_on", lambda *tensors: True)
+    monkeypatch.setattr(kernel, "draw", pretended)
+    sampling._kernel_agrees.cache_clear()
+    try:
+        logits = torch.randn(5, 50)
+        settings = [torch.full((5,), value, dtype=torch.float64) for value in (1.0, 0, 0.8, 0.0, 0.3)]
+        drawn = sampling.draw(logits, *settings)
+        assert torch.equal(drawn, sampling._draw_plainly(logits, *settings))
+        assert used[1:] == ([5] if right else [])
+        assert ("is wrong on this GPU" in caplog.text) == (not right)
+    finally:
+        sampling._kernel_agrees.cache_clear()

@@ -88,9 +88,10 @@ def engine(
     end_on_sigterm()
     with RichReporter(Console(stderr=True)) as reporter:
         entry = run_engine_bench(settings, reporter, command=command_line(), key=key, quick=quick)
-    print_entry(entry, Console(), as_json=as_json)
+    # First, so that what took minutes is kept whatever becomes of the rest.
     if ledger or not quick:
         write_ledger(entry, ledger or ledgers.default_directory(), Console(stderr=True))
+    print_entry(entry, Console(), as_json=as_json)
 
 
 def _batch(text: str) -> tuple[int, int]:

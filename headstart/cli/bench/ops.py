@@ -63,9 +63,6 @@ def ops(
             key=key or ("ops-quick" if quick else "ops"),
             effort="quick" if quick else "full",
         )
-    if as_json:
-        typer.echo(entry.model_dump_json(indent=2))
-    else:
-        print_entry(entry, Console())
     if ledger or not quick:
         write_ledger(entry, ledger or ledgers.default_directory(), Console(stderr=True))
+    print_entry(entry, Console(), as_json=as_json)
