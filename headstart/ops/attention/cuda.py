@@ -15,6 +15,8 @@ from headstart.ops.attention.shape import Shape
 
 # Shorter chunks are the kernel's: the library takes long to prepare for lengths that it has not met.
 _LIBRARY_ROWS = 1024
+# It takes 40 to 100 ms to prepare for one (H100, PyTorch 2.11), as long as many prompts take to be read.
+_GRID = 1024
 _LIBRARY_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -91,11 +93,14 @@ def _route(
 
 
 def _chunks(q: Tensor, k_pages: Tensor, layout: RaggedLayout) -> list[int]:
-    """The sequences that a library kernel could compute: all from some length on."""
+    """The sequences that a library kernel could compute well: all from some length on, or none."""
     fits = q.dtype in _LIBRARY_DTYPES and k_pages.dtype == q.dtype and layout.index.max_query >= _LIBRARY_ROWS
     if not fits or not layout.on_host or torch.cuda.is_current_stream_capturing():
         return []
-    return [s for s, queries in enumerate(layout.query_lengths) if queries >= _LIBRARY_ROWS]
+    long = [s for s, queries in enumerate(layout.query_lengths) if queries >= _LIBRARY_ROWS]
+    # Whole chunks of a long prompt have lengths that return; those of a prompt's end would be prepared for once each.
+    known = all(layout.query_lengths[s] % _GRID == layout.kv_lengths[s] % _GRID == 0 for s in long)
+    return long if known else []
 
 
 def _fastest(q: Tensor, k_pages: Tensor, layout: RaggedLayout, chunks: list[int]) -> str:
