@@ -133,19 +133,24 @@ class LLM:
         return self.generate(prompts, sampling_params, use_tqdm)
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "auto", normalize: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling: Pooling = "auto",
+        normalize: bool = True,
+        dimensions: int | None = None,
     ) -> list[list[float]]:
-        """Embeddings of prompts: one `[hidden]` each, from the last layer's hidden states.
+        """Embeddings of prompts: one `[dimensions]` each, from the last layer's hidden states.
 
         Args:
             prompts: as for `generate`.
             pooling: "last" token's state, "mean" over all tokens, or "auto" for what the checkpoint says.
             normalize: make their length 1.
+            dimensions: how many numbers of each, from its first (default: the model's hidden size).
 
         Raises:
-            InvalidRequestError: a prompt that cannot be read.
+            InvalidRequestError: a prompt that cannot be read, or more dimensions than the model has.
         """
-        outputs = self.generate(prompts, SamplingParams(max_tokens=1, pooling=pooling))
+        outputs = self.generate(prompts, SamplingParams(max_tokens=1, pooling=pooling, dimensions=dimensions))
         vectors = [output.embedding or [] for output in outputs]
         return [unit(vector) for vector in vectors] if normalize else vectors
 

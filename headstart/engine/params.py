@@ -65,6 +65,7 @@ class SamplingParams:
         structured_outputs: a grammar for the output.
         pooling: return an embedding of the prompt instead of generating: "last", "mean", or "auto" for what the
             checkpoint says.
+        dimensions: cut the embedding to so many numbers (default: all).
         priority: with the priority scheduling policy, requests of a lower number go first.
         output_kind: what a stream yields: all so far, only what is new, or only the end.
 
@@ -95,6 +96,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
     pooling: Pooling | None = None
+    dimensions: int | None = None
     priority: int = 0
     output_kind: Literal["cumulative", "delta", "final"] = field(default="cumulative")
 
@@ -125,6 +127,8 @@ class SamplingParams:
             raise InvalidRequestError(f"pooling must be 'auto', 'last' or 'mean', not {self.pooling!r}", "pooling")
         if self.pooling is not None and (self.generated > 1 or self.prompt_logprobs is not None):
             raise InvalidRequestError("pooling gives one embedding and nothing beside it", "pooling")
+        if self.dimensions is not None:
+            _integer("dimensions", self.dimensions, 1, 2**31)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, 2**31)

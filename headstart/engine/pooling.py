@@ -23,6 +23,7 @@ class Pooler:
     Args:
         pooling: "last" takes the last token's state, "mean" the mean over all tokens, "auto" what the checkpoint says.
         checkpoint: its directory; None has no say.
+        dimensions: how much of the embedding is wanted; None is all of it.
 
     Attributes:
         wants_all: whether the states of all tokens are needed, rather than the last one's.
@@ -31,8 +32,9 @@ class Pooler:
         InvalidRequestError: the checkpoint says something else.
     """
 
-    def __init__(self, pooling: Pooling, checkpoint: Path | None) -> None:
+    def __init__(self, pooling: Pooling, checkpoint: Path | None, dimensions: int | None = None) -> None:
         self.wants_all = (recommended_pooling(checkpoint) if pooling == "auto" else pooling) == "mean"
+        self._dimensions = dimensions
         self._sum: Tensor | None = None
         self._count = 0
 
@@ -48,8 +50,8 @@ class Pooler:
         self._count = start + hidden.shape[0]
 
     def vector(self) -> list[float] | None:
-        """The embedding `[hidden]`, not normalised; None while nothing was read."""
-        return None if self._sum is None else (self._sum / self._count).tolist()
+        """The embedding `[dimensions]`, not normalised; None while nothing was read."""
+        return None if self._sum is None else (self._sum / self._count)[: self._dimensions].tolist()
 
 
 def unit(vector: list[float]) -> list[float]:

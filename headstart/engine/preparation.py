@@ -78,10 +78,20 @@ class Preparation:
             own_namespace=namespace is not None and not self._args.enable_prefix_caching,
             tenant=tenant_digest(cache_salt),
             metrics=RequestMetrics(arrival_time=arrived),
-            pooler=None if params.pooling is None else Pooler(params.pooling, self._checkpoint.path),
+            pooler=self._pooler(params),
         )
         request.sequences = [self._sequence(request, index) for index in range(params.generated)]
         return request
+
+    def _pooler(self, params: SamplingParams) -> Pooler | None:
+        if params.pooling is None:
+            return None
+        has = self._checkpoint.config.hidden_size
+        if params.dimensions is not None and params.dimensions > has:
+            raise InvalidRequestError(
+                f"this model's embeddings have {has} dimensions, not {params.dimensions}", "dimensions"
+            )
+        return Pooler(params.pooling, self._checkpoint.path, params.dimensions)
 
     def _namespace(self, request_id: str, length: int, params: SamplingParams, cache_salt: str | None) -> str | None:
         """Under which name the prompt's keys are shared; without a prefix cache, among its own outputs alone."""

@@ -69,8 +69,10 @@ def embedding_routes(service: Service) -> APIRouter:
 def _job(service: Service, asked: EmbeddingRequest, token_ids: list[int]) -> Job:
     # Nothing is generated, but the engine keeps a place for the token that could be.
     service.output_length(len(token_ids), None, None, "input", "input")
-    pooling = asked.pooling or "auto"
-    return Job(token_ids, None, SamplingParams(max_tokens=1, pooling=pooling, priority=asked.priority or 0), "input")
+    params = SamplingParams(
+        max_tokens=1, pooling=asked.pooling or "auto", dimensions=asked.dimensions, priority=asked.priority or 0
+    )
+    return Job(token_ids, None, params, "input")
 
 
 def _body(service: Service, asked: EmbeddingRequest, outputs: dict[int, RequestOutput]) -> dict[str, Any]:
@@ -84,12 +86,7 @@ def _body(service: Service, asked: EmbeddingRequest, outputs: dict[int, RequestO
 
 
 def _finished(asked: EmbeddingRequest, vector: list[float]) -> list[float] | str:
-    """The vector cut, normalised and written as the request wants it."""
-    if asked.dimensions is not None and asked.dimensions > len(vector):
-        raise ApiError(
-            400, f"this model's embeddings have {len(vector)} dimensions, not {asked.dimensions}", param="dimensions"
-        )
-    vector = vector[: asked.dimensions]
+    """The vector normalised and written as the request wants it."""
     vector = vector if asked.normalize is False else unit(vector)
     return (
         base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode() if asked.encoding_format == "base64" else vector

@@ -142,7 +142,18 @@ class Service:
         self._check_fits(text, "messages")
         return await self.encode(text, add_special_tokens=False)
 
+    def check_text(self, text: str, field: str) -> None:
+        """Refuse a text, before it is tokenized, that has more tokens than its key may send.
+
+        Raises:
+            ApiError: 400.
+        """
+        most = self._most_prompt_tokens
+        if most is not None and len(text) > most * self._longest_token:
+            raise _too_long(f"{len(text)} characters", most, field)
+
     def _check_fits(self, text: str, field: str) -> None:
+        self.check_text(text, field)
         if len(text) > self.engine.max_model_len * self._longest_token:
             raise ApiError(
                 400,
@@ -203,8 +214,8 @@ class Service:
         self.check_alive()
         tenant = current_tenant.get()
         limits = Limits() if tenant is None else tenant.limits
-        if limits.max_prompt_tokens is not None:
-            self._check_length(jobs, limits.max_prompt_tokens)
+        for job in jobs:
+            self.check_prompt(len(job.token_ids), job.field)
         salt = cache_salt if tenant is None else tenant.cache_salt(cache_salt)
         until = None if limits.request_timeout is None else arrival + limits.request_timeout
         places = Places(self, tenant, sum(job.params.generated for job in jobs))
@@ -213,12 +224,21 @@ class Service:
         ]
         return self._admitted(places, together(streams))
 
-    @staticmethod
-    def _check_length(jobs: Sequence[Job], most: int) -> None:
-        longest = max(jobs, key=lambda job: len(job.token_ids))
-        if len(longest.token_ids) > most:
-            message = f"the prompt has {len(longest.token_ids)} tokens, more than the {most} that this key may send"
-            raise ApiError(400, message, param=longest.field, code="context_length_exceeded")
+    def check_prompt(self, tokens: int, field: str) -> None:
+        """Refuse a prompt of so many tokens, which the request calls `field`, if its key may not send it.
+
+        Raises:
+            ApiError: 400.
+        """
+        most = self._most_prompt_tokens
+        if most is not None and tokens > most:
+            raise _too_long(f"{tokens} tokens", most, field)
+
+    @property
+    def _most_prompt_tokens(self) -> int | None:
+        """What the key of the request that is being answered may send as one prompt; None is no limit."""
+        tenant = current_tenant.get()
+        return None if tenant is None else tenant.limits.max_prompt_tokens
 
     def check_queue(self, outputs: int) -> None:
         """Refuse a request for so many outputs if more of them would wait than the line takes.
@@ -270,12 +290,12 @@ class Service:
             request_id, self.model_name, job.params, len(job.token_ids), arrival
         )
         prompt = {"prompt_token_ids": job.token_ids}
-        source: Any = self.engine.generate(prompt, job.params, request_id, cache_salt=cache_salt, arrival_time=arrival)
+        source = self.engine.generate(prompt, job.params, request_id, cache_salt=cache_salt, arrival_time=arrival)
+        if trace is not None:
+            source = trace.follow(source, lambda: self.engine.abort(request_id))
         try:
             async with aclosing(source) as outputs:
                 async for output in outputs:
-                    if trace is not None:
-                        trace.saw(output)
                     alarm.check(output)
                     before = sum(generated.values())
                     self._measure(output, generated, last_time, streamed=job.params.output_kind == "delta")
@@ -318,3 +338,8 @@ class Service:
 async def off_loop(length: int, work: Callable[..., T], *arguments: Any) -> T:
     """`work(*arguments)`, in a thread if its text is long enough to keep other requests waiting."""
     return work(*arguments) if length < LONG_TEXT else await asyncio.to_thread(work, *arguments)
+
+
+def _too_long(length: str, most: int, field: str) -> ApiError:
+    message = f"the prompt has {length}, more than the {most} tokens that this key may send"
+    return ApiError(400, message, param=field, code="context_length_exceeded")

@@ -25,7 +25,9 @@ def token_routes(service: Service) -> APIRouter:
                 asked.messages, asked.add_generation_prompt, asked.chat_template_kwargs, described
             )
         else:
+            service.check_text(asked.prompt or "", "prompt")
             found = await service.encode(asked.prompt or "", add_special_tokens=asked.add_special_tokens)
+        service.check_prompt(len(found), "prompt" if asked.messages is None else "messages")
         return {"count": len(found), "max_model_len": service.engine.max_model_len, "tokens": found}
 
     @router.post("/detokenize")

@@ -1,9 +1,13 @@
 """OpenTelemetry spans per request: in line, each chunk read, the first token, the end. Nothing of it runs when off."""
 
+import asyncio
+import contextlib
 import os
 import sys
 import threading
 import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
@@ -21,6 +25,8 @@ MOST_CHUNKS = 256
 """A prompt that is read in more chunks has spans for the first so many."""
 
 FAREWELL_SECONDS = 3.0
+# What a request whose client has left may take to end: it waits for the step that runs.
+LAST_WORDS_SECONDS = 60.0
 
 _carrier: ContextVar[dict[str, str] | None] = ContextVar("trace_carrier", default=None)
 """The trace headers of the request that is being answered in this task."""
@@ -144,10 +150,44 @@ class Trace:
         self._times = RequestMetrics(arrival_time=arrival)
         self._written = self._cached = 0
         self._reasons: dict[int, str] = {}
+        self._finished = False
+        self._last_words: asyncio.Task[None] | None = None
+
+    async def follow(
+        self, source: AsyncGenerator[RequestOutput, None], abort: Callable[[], Awaitable[None]]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of `source`, taken note of. Whoever leaves early does not wait for the request's last words,
+        which tell of the chunks that were read: `abort` asks for them."""
+        step: asyncio.Future[RequestOutput | None] | None = None
+        try:
+            while (output := await asyncio.shield(step := asyncio.ensure_future(_next(source)))) is not None:
+                step = None
+                self.saw(output)
+                yield output
+        except (GeneratorExit, asyncio.CancelledError):
+            if not self._finished:
+                self._last_words = asyncio.ensure_future(self._hear_out(step, source, abort))
+            raise
+
+    async def _hear_out(
+        self,
+        step: asyncio.Future[RequestOutput | None] | None,
+        source: AsyncGenerator[RequestOutput, None],
+        abort: Callable[[], Awaitable[None]],
+    ) -> None:
+        """End a request that nobody reads any more, and its spans."""
+        with contextlib.suppress(Exception):
+            async with aclosing(source), asyncio.timeout(LAST_WORDS_SECONDS):
+                await abort()
+                while (output := await (step or _next(source))) is not None:
+                    step = None
+                    self.saw(output)
+        self._write(None, left=True)
 
     def saw(self, output: RequestOutput) -> None:
         """Take note of an output that came, whole or a delta."""
         self._times, self._cached = output.metrics, output.num_cached_tokens
+        self._finished = output.finished
         self._attributes["headstart.exact"] = output.exact
         for choice in output.outputs:
             self._written += len(choice.token_ids)
@@ -158,7 +198,10 @@ class Trace:
         """The request is over. Called in a `finally`: what is being raised there is its fault, save that nobody
         listens any more."""
         error = sys.exception()
-        left = isinstance(error, GeneratorExit) or type(error).__name__ == "CancelledError"
+        if self._last_words is None:
+            self._write(error, left=isinstance(error, GeneratorExit | asyncio.CancelledError))
+
+    def _write(self, error: BaseException | None, *, left: bool) -> None:
         reasons = [reason for _, reason in sorted(self._reasons.items())] or (["abort"] if left else [])
         chunks, times = len(self._times.chunks), self._times
         more = {
@@ -174,6 +217,10 @@ class Trace:
         self._tracing.write(
             self._attributes, self._carrier, times, "" if error is None or left else type(error).__name__
         )
+
+
+async def _next(source: AsyncGenerator[RequestOutput, None]) -> RequestOutput | None:
+    return await anext(source, None)
 
 
 class TraceHeaders:

@@ -42,6 +42,16 @@ def test_formats_and_dimensions(server: Running) -> None:
     np.testing.assert_allclose(short, np.array(vector[:5]) / np.linalg.norm(vector[:5]), rtol=1e-5)
 
 
+def test_more_dimensions_than_there_are_cost_nothing(server: Running) -> None:
+    steps = server.stats().steps
+    body = {"input": ["x", "y" * 300], "dimensions": 65, "cache_salt": "unread"}
+    refused = server.post("/v1/embeddings", body)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "dimensions"
+    assert "have 64 dimensions, not 65" in refused.json()["error"]["message"]
+    assert server.stats().steps == steps
+    assert server.post("/v1/embeddings", body | {"dimensions": 64}).status_code == 200
+
+
 def test_usage_tells_of_the_cache(server: Running) -> None:
     body = {"input": "A story that is read twice, " + "word by word, " * 9, "cache_salt": "twice"}
     first, second = (server.post("/v1/embeddings", body).json() for _ in range(2))

@@ -128,3 +128,26 @@ def test_a_grammar_that_takes_too_long_is_refused_and_holds_nobody_up(server: Ru
     asyncio.run(server.engine.call("preparation.__setattr__", "grammars", Impatient(llm, COMPILE_SECONDS)))
     assert answers[0].status_code == 400
     assert "takes more than 0.01 seconds to compile" in answers[0].json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_that_ends_nowhere_ends_its_own_request_alone(server: Running, stream: bool) -> None:
+    """The engine finds out after the first token, in its own process; who runs beside it does not notice."""
+    restarts = server.engine.restarts
+    beside = {"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    alone = server.post("/v1/completions", beside).json()["choices"][0]["text"]
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", beside)))
+    thread.start()
+    dead_end = {"grammar": 'start: "a" /[^\\x00-\\U0010FFFF]/'}
+    body = {"prompt": "x", "max_tokens": 9, "structured_outputs": dead_end, "stream": stream}
+    answer = server.post("/v1/completions", body)
+    told = answer.text if answer.status_code == 400 else answer.text.split("data: ")[-2]
+    error = json.loads(told)["error"]
+    assert error["param"] == "structured_outputs" and "nothing can complete it" in error["message"]
+    thread.join(60)
+    assert answers[0].json()["choices"][0]["text"] == alone
+    until(lambda: server.engine.stats().num_running == 0)
+    stats = server.engine.stats()
+    assert stats.pages_free + stats.pages_cached == stats.pages_total
+    assert server.engine.restarts == restarts, "the engine has not been started again for it"

@@ -113,6 +113,14 @@ def test_requests_at_once(server: Running) -> None:
 def test_prompt_body_and_time(server: Running) -> None:
     refused(post(server, "sk-acme", prompt=[1] * 51), 400, "context_length_exceeded")
     assert post(server, "sk-acme", prompt=[1] * 50, max_tokens=1).status_code == 200
+    headers = {"Authorization": "Bearer sk-acme"}
+    talk = {"messages": [{"role": "user", "content": "a " * 80}], "max_tokens": 1}
+    for path, body in (("/tokenize", {"prompt": "a b c d " * 20}), ("/v1/chat/completions", talk)):
+        refused(server.http.post(path, json=body, headers=headers), 400, "context_length_exceeded")
+    endless = {"prompt": "x" * 3900}
+    answer = server.http.post("/tokenize", json=endless, headers=headers)
+    refused(answer, 400, "context_length_exceeded")
+    assert "3900 characters" in answer.text and answer.json()["error"]["param"] == "prompt"
     for declared in (True, False):
         data = json.dumps({"prompt": "x" * 5000}).encode()
         content = data if declared else iter([data[:100], data[100:]])

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from headstart import AsyncEngine, HeadstartError
@@ -112,6 +113,26 @@ def test_a_client_that_leaves_ends_its_span(traced: Running, exporter: InMemoryS
         next(response.iter_lines())
     (root,) = spans(exporter)["llm_request"]
     assert root.attributes["gen_ai.response.finish_reasons"] == ("abort",)
+    assert not root.status.description
+    traced.wait_until_idle()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_while_its_prompt_is_read_leaves_spans_of_the_chunks(
+    traced: Running, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    runner = traced.engine.engine.runner
+    run = runner.run
+    monkeypatch.setattr(runner, "run", lambda batch: (time.sleep(0.1), run(batch))[1])
+    asked = {"prompt": [*range(300, 500)] * 2, "max_tokens": 20, "cache_salt": f"left {stream}", "stream": stream}
+    with pytest.raises(httpx.ReadTimeout):
+        traced.http.post("/v1/completions", json=asked, timeout=0.5)
+    found = spans(exporter)
+    (root,) = found["llm_request"]
+    assert root.attributes["gen_ai.response.finish_reasons"] == ("abort",)
+    assert 1 <= len(found["prefill"]) < 400 // 32 and "decode" not in found
+    assert all(chunk.attributes["headstart.chunk.tokens"] == 32 for chunk in found["prefill"])
+    assert root.attributes["headstart.chunks"] == len(found["prefill"])
     assert not root.status.description
     traced.wait_until_idle()
 
