@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headstart.models.parallel import ALONE, Ranks
 from headstart.ops import kernels
 from headstart.ops.activation import gated
 from headstart.ops.linear import empty_weight, gated_linear, linear
-from headstart.ops.norm import add_rms_norm, rms_norm
+from headstart.ops.norm import add_rms_norm, rms_norm, scaled_by_square
 
 
 class Linear(nn.Module):
@@ -38,6 +39,36 @@ class Linear(nn.Module):
         if self.op is None and kernels.run_on(x):
             return gated_linear(x, self.weight, self.bias, activation)
         return gated(self(x), activation)
+
+
+class SummedLinear(Linear):
+    """A dense weight of whose inputs every rank holds some: the products are summed over the ranks.
+
+    Args:
+        in_features: this rank's inputs.
+        bias: rank 0 adds it, once for all.
+        ranks: alone, this is a `Linear`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        super().__init__(in_features, out_features, bias and ranks.rank == 0, dtype, device)
+        self.ranks = ranks
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """`[T, in]` → `[T, out]`, added to `onto [T, out]` if given, whose place it may take."""
+        if self.ranks.size == 1:
+            return super().forward(x, onto)
+        # The residual stream joins after the sum: each rank has all of it, and it is rounded once.
+        total = self.ranks.sum_(super().forward(x))
+        return total if onto is None else total.add_(onto)
 
 
 class Embedding(nn.Module):
@@ -94,8 +125,13 @@ class RMSNorm(nn.Module):
         self.offset = offset
         self.late_rounding = late_rounding
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., N]` → `[..., N]`."""
+    def forward(self, x: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        """`[..., N]` → `[..., N]`; of rows that lie on several ranks, equal parts on each, this rank's part."""
+        if ranks.size > 1:
+            square = ranks.sum_(x.float().square().mean(-1, keepdim=True)) / ranks.size
+            return scaled_by_square(
+                x, square, self.weight, self.eps, offset=self.offset, late_rounding=self.late_rounding
+            )
         return rms_norm(x, self.weight, self.eps, offset=self.offset, late_rounding=self.late_rounding)
 
 
