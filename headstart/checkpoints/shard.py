@@ -94,7 +94,8 @@ class Shard:
             The first row of a slice, counted from the start of `rows`, and the slice, good until the next is taken.
         """
         entry = self.entries[name]
-        shape, start, size = entry.shape or (1,), entry.start, entry.stop - entry.start
+        shape = [*entry.shape] or [1]
+        start, size = entry.start, entry.stop - entry.start
         if index is not None:
             shape, start, size = shape[1:], start + size // shape[0] * index, size // shape[0]
         low, high = rows or (0, shape[0])

@@ -44,6 +44,8 @@ class StepGuard:
         try:
             return self.engine.step(), self._own_failures()
         except Exception as error:
+            if self.engine.group.ranks.size > 1:
+                raise  # Ranks that stand in the middle of a step cannot be set back together.
             running = list(dict.fromkeys(sequence.request for sequence in self.engine.planner.running))
             self._recover(error)
             self._suspects = deque(running)

@@ -224,6 +224,7 @@ class EngineLoop:
         self._flush()
         if self.errored is None:
             self.engine.store.flush()
+        self.engine.close()
 
 
 def _told(error: BaseException) -> BaseException:

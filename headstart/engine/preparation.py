@@ -77,8 +77,13 @@ class Preparation:
             namespace=namespace,
             own_namespace=namespace is not None and not self._args.enable_prefix_caching,
             metrics=RequestMetrics(arrival_time=arrived),
-            pooler=None if params.pooling is None else Pooler(params.pooling, self._checkpoint.path),
         )
+        return self.completed(request)
+
+    def completed(self, request: Request) -> Request:
+        """A bare request with its sequences, and its pooler."""
+        params = request.params
+        request.pooler = None if params.pooling is None else Pooler(params.pooling, self._checkpoint.path)
         request.sequences = [self._sequence(request, index) for index in range(params.generated)]
         return request
 

@@ -16,6 +16,7 @@ from headstart.engine.outputs import Logprob
 from headstart.engine.params import SamplingParams
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft, RejectionSampling, Verifier
+from headstart.models.parallel import ALONE, Ranks
 from headstart.ops.sampling import HOTTEST, draw, filtered, uniforms
 from headstart.ops.staging import to_device
 
@@ -60,12 +61,20 @@ class Sampler:
         eos_ids: the model's end-of-sequence tokens, which `min_tokens` forbids.
         decode: turns one id into text, for log-probability entries.
         verifier: decides where a token was guessed.
+        ranks: all take what rank 0 draws, so that no rounding can set them apart.
     """
 
-    def __init__(self, eos_ids: list[int], decode: Callable[[int], str], verifier: Verifier | None = None) -> None:
+    def __init__(
+        self,
+        eos_ids: list[int],
+        decode: Callable[[int], str],
+        verifier: Verifier | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.eos_ids = eos_ids
         self.decode = decode
         self.verifier = verifier or RejectionSampling()
+        self._ranks = ranks
         self._seen: dict[Sequence, _SeenTokens] = {}
 
     def sample(
@@ -80,7 +89,7 @@ class Sampler:
         noted = [row for row, want in enumerate(wants) if want is not None]
         raw = dict(zip(noted, torch.log_softmax(logits[noted], -1).split(1), strict=True)) if noted else {}
         logits = self._restrict(logits, sequences)
-        drawn = self.draw(logits, sequences)
+        drawn = _drawn(logits, sequences)
         guessed = [
             (i, guess)
             for i, s in enumerate(sequences)
@@ -89,7 +98,7 @@ class Sampler:
         if guessed:
             chosen = torch.tensor([i for i, _ in guessed], device=logits.device)
             drawn[chosen] = self._verify(logits[chosen], [(sequences[i], guess) for i, guess in guessed])
-        tokens: list[int] = drawn.tolist()
+        tokens: list[int] = self._ranks.first_(drawn).tolist()
         return [
             Sampled(token, None if want is None else self.entries(raw[row], [token], want)[0])
             for row, (token, want) in enumerate(zip(tokens, wants, strict=True))
@@ -97,9 +106,7 @@ class Sampler:
 
     def draw(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
         """`logits [N, V]` float32 → int64 `[N]`, drawn from them as they are; the host does not wait for it."""
-        if all(s.params.greedy for s in sequences):
-            return logits.argmax(-1)
-        return _draw(logits, sequences)
+        return self._ranks.first_(_drawn(logits, sequences))
 
     def _verify(self, logits: Tensor, guessed: list[tuple[Sequence, "Guess"]]) -> Tensor:
         """`logits [N, V]`, restricted → `[N]`, what stands of one position."""
@@ -213,8 +220,10 @@ def distribution(logits: Tensor, params: list[SamplingParams]) -> Tensor:
     return filtered(logits, *to_device(_settings(params), logits.device))
 
 
-def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+def _drawn(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     """One draw per row, for all of which a single small copy goes to the device."""
+    if all(s.params.greedy for s in sequences):
+        return logits.argmax(-1)
     points = uniforms([s.seed % 2**64 for s in sequences], [s.next_position for s in sequences], _DRAWN)
     settings = np.vstack((_settings([s.params for s in sequences]), points))
     return draw(logits, *to_device(settings, logits.device))

@@ -17,6 +17,9 @@ from torch import Tensor
 from headstart.errors import HeadstartError
 from headstart.models.config import ModelConfig
 
+# Renamed in PyTorch 2.13.
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(frozen=True)
 class Share:
@@ -66,10 +69,6 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
-    def sum_ahead_(self, x: Tensor) -> "dist.Work | None":
-        """Start `sum_`, whose result is there once what is returned has been waited for."""
-        return dist.all_reduce(x, async_op=True)
-
     def first_(self, x: Tensor) -> Tensor:
         """Rank 0's `x`, in the place of this rank's."""
         if self.size > 1:
@@ -91,7 +90,7 @@ class Ranks:
         width = -(-columns // self.size)
         own = F.pad(x, (0, width - x.shape[1])).contiguous()
         found = own.new_empty(self.size * own.shape[0], width)
-        dist.all_gather_into_tensor(found, own)
+        _gather_into(found, own)
         return found.view(self.size, -1, width).transpose(0, 1).flatten(1)[:, :columns].contiguous()
 
     def own(self, config: ModelConfig) -> ModelConfig:
@@ -130,7 +129,7 @@ class Ranks:
 
     def share(self, config: ModelConfig, parameter: str) -> Share:
         """What this rank holds of a parameter of the whole model, by its name in the decoder."""
-        if self.size == 1:
+        if self.size == 1 or parameter.endswith(("output.bias", "down.bias")):
             return WHOLE
         block, _, name = parameter.removesuffix(".weight").removesuffix(".bias").rpartition(".")
         if name == "lm_head":

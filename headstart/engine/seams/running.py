@@ -137,6 +137,7 @@ class Prefill(Seam, ABC):
     """How does a step's list of tokens become hidden states and KV cache across the layers?"""
 
     slots = ("prefill",)
+    splits = False
 
     @abstractmethod
     def forward(self, decoder: "Decoder", batch: "TokenBatch", attend: StepAttend) -> Tensor:
@@ -159,6 +160,7 @@ class LinearOp(Seam, ABC):
     """How is a weight applied?"""
 
     slots = ("linear",)
+    splits = False
 
     @abstractmethod
     def bind(self, name: str, module: "Linear") -> Callable[[Tensor], Tensor] | None:
