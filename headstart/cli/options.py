@@ -100,6 +100,11 @@ class EngineOptions:
         int | None, _engine(help="Cut the model over so many devices, with a process for each. [default: 1]")
     ] = None
 
+    all_reduce_chunks: Annotated[
+        int | None,
+        _engine(help="Sum products over those devices in so many parts, each while the next is computed. [default: 1]"),
+    ] = None
+
     def load(self) -> "LLM":
         """The engine with these options.
 

@@ -46,6 +46,8 @@ class EngineArgs:
             on a GPU, where it would wait for Python otherwise).
         enforce_eager: capture no CUDA graphs: a faster start and less memory, and slower decoding.
         tensor_parallel_size: cut the model over so many devices, with a process for each; it must divide the heads.
+        all_reduce_chunks: sum products over those devices in so many parts, each while the next is computed
+            (fastattention's tiled all-reduce), where a step has at least 256 tokens for each.
         use: methods, as keys with options (`"sarathi-serve:chunk=512"`) or as instances.
         skip_tokenizer_init: run without a tokenizer; prompts are then token ids and outputs have no text.
     """
@@ -68,6 +70,7 @@ class EngineArgs:
     async_scheduling: bool | None = None
     enforce_eager: bool = False
     tensor_parallel_size: int = 1
+    all_reduce_chunks: int = 1
     use: Sequence[Any] = ()
     skip_tokenizer_init: bool = False
 
@@ -75,7 +78,7 @@ class EngineArgs:
         if isinstance(self.use, str) or not isinstance(self.use, Sequence):
             self.use = [self.use]
         least = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "page_size", "num_pages")
-        for name in (*least, "kv_cache_memory", "tensor_parallel_size"):
+        for name in (*least, "kv_cache_memory", "tensor_parallel_size", "all_reduce_chunks"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise HeadstartError(f"{name} must be a whole number of at least 1, not {value!r}")

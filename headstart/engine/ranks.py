@@ -8,9 +8,11 @@ import logging
 import os
 import pickle
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -24,18 +26,18 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.args import EngineArgs
 from headstart.engine.engine import Engine
 from headstart.engine.group import Group, RanksError
 from headstart.errors import HeadstartError
+from headstart.models.parallel import Ranks
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_HOST = "127.0.0.1"
 # The longest that a rank may be behind another: one may have to compile kernels, or read from a slower disk.
 _TIMEOUT = timedelta(minutes=5)
 # So long is an error taken for another rank's, which has a cause to tell, before it is taken for one of rank 0's own.
@@ -90,16 +92,19 @@ class Leader(Group):
         self._failure: RanksError | None = None
         self._busy = threading.RLock()
         size = args.tensor_parallel_size
-        store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
-        self._others = [_Other(_args_of(args, rank), rank, store.port) for rank in range(1, size)]
+        # Where the ranks find each other: a file, since a port would be open to others.
+        self._meeting = tempfile.TemporaryDirectory(prefix="headstart-ranks-", ignore_cleanup_errors=True)
+        self._others: list[_Other] = []
         try:
+            for rank in range(1, size):
+                self._others.append(_Other(_args_of(args, rank), rank, self._meeting.name))
             for other in self._others:
                 other.await_arrival()
-            _join(store, 0, self.args)
+            _join(self._meeting.name, 0, self.args)
         except BaseException:
             self.close()
             raise
-        self.ranks = replace(self.ranks, size=size)
+        self.ranks = Ranks(0, size, args.all_reduce_chunks)
         for other in self._others:
             threading.Thread(
                 target=self._watch, args=(other,), name=f"headstart-rank-{other.rank}", daemon=True
@@ -149,6 +154,7 @@ class Leader(Group):
             other.end(max(0.0, deadline - time.monotonic()))
         if dist.is_initialized():
             dist.destroy_process_group()
+        self._meeting.cleanup()
 
     def _watch(self, other: "_Other") -> None:
         """The thread of one other rank: waits for its end."""
@@ -172,11 +178,11 @@ class Leader(Group):
 class _Other:
     """The process of another rank, seen from rank 0."""
 
-    def __init__(self, args: EngineArgs, rank: int, port: int) -> None:
+    def __init__(self, args: EngineArgs, rank: int, meeting: str) -> None:
         self.rank = rank
         self.connection, theirs = Pipe()
         try:
-            settings = pickle.dumps((args, rank, port, torch.get_num_threads()))
+            settings = pickle.dumps((args, rank, meeting, torch.get_num_threads()))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise HeadstartError(f"the settings cannot be sent to another rank: {error}") from None
         # Not multiprocessing's: a script without a main guard would be run again by it, and daemons have no children.
@@ -229,7 +235,7 @@ class Follower(Group):
     """
 
     def __init__(self, connection: Connection, args: EngineArgs, rank: int) -> None:
-        self.ranks = replace(self.ranks, rank=rank, size=args.tensor_parallel_size)
+        self.ranks = Ranks(rank, args.tensor_parallel_size, args.all_reduce_chunks)
         self._connection = connection
 
     def agree(self, value: T) -> T:
@@ -268,14 +274,14 @@ def _args_of(args: EngineArgs, rank: int) -> EngineArgs:
     return replace(args, device=f"cuda:{(device.index or 0) + rank}") if device.type == "cuda" else args
 
 
-def _join(store: Store, rank: int, args: EngineArgs) -> None:
-    """Make the process group, with its connections."""
+def _join(meeting: str, rank: int, args: EngineArgs) -> None:
+    """Make the process group, with its connections, by way of a directory of this host."""
     device = torch.device(args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=store,
+        store=FileStore(os.path.join(meeting, "store"), args.tensor_parallel_size),
         rank=rank,
         world_size=args.tensor_parallel_size,
         timeout=_TIMEOUT,
@@ -283,13 +289,14 @@ def _join(store: Store, rank: int, args: EngineArgs) -> None:
     )
 
 
-def _leave_with(connection: Connection) -> None:
+def _leave_with(connection: Connection, meeting: str) -> None:
     """A thread that ends this process when rank 0's has gone, also from within a collective that nobody answers."""
 
     def watch() -> None:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLHUP)
         poll.poll()
+        shutil.rmtree(meeting, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="headstart-watch", daemon=True).start()
@@ -305,13 +312,12 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(descriptor)
-    args, rank, port, threads = pickle.loads(connection.recv_bytes())
+    args, rank, meeting, threads = pickle.loads(connection.recv_bytes())
     torch.set_num_threads(threads)
-    _leave_with(connection)
-    store = TCPStore(_HOST, port, is_master=False, timeout=_TIMEOUT)
+    _leave_with(connection, meeting)
     connection.send_bytes(b"here")
     try:
-        _join(store, rank, args)
+        _join(meeting, rank, args)
         follower = Follower(connection, args, rank)
         follower.obey(Engine(args, group=follower))
     except EOFError:

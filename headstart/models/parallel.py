@@ -6,7 +6,7 @@ norms, embedding and routers, every rank holds. So a layer needs one sum over th
 the feed-forward block, and the residual stream is the same on all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,16 +58,25 @@ class Ranks:
     Attributes:
         rank: this process's number.
         size: how many there are.
+        chunks: parts along the tokens in which a product is summed, each while the next is computed.
     """
 
     rank: int = 0
     size: int = 1
+    chunks: int = 1
 
     def sum_(self, x: Tensor) -> Tensor:
         """`x` summed over the ranks, in its place: the same bits on each of them."""
         if self.size > 1:
             dist.all_reduce(x)
         return x
+
+    def sum_parts_(self, parts: Iterable[Tensor]) -> None:
+        """`sum_` of each part, on its way while the next one is computed by the iteration."""
+        works = [dist.all_reduce(part, async_op=True) for part in parts]
+        for work in works:
+            if work is not None:
+                work.wait()
 
     def first_(self, x: Tensor) -> Tensor:
         """Rank 0's `x`, in the place of this rank's."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
 from headstart.checkpoints.random_init import random_checkpoint
 from headstart.checkpoints.reader import load_checkpoint, randomise_weights
@@ -17,6 +18,7 @@ from headstart.checkpoints.writer import save_checkpoint
 from headstart.errors import HeadstartError
 from headstart.models.config import ModelConfig
 from headstart.models.decoder import Decoder
+from headstart.models.layers import SummedLinear
 from headstart.models.parallel import ALONE, WHOLE, Ranks, Share
 from tests.models.naive_attention import NaiveCache
 
@@ -114,10 +116,22 @@ def logits_of(decoder: Decoder) -> torch.Tensor:
     return decoder.logits(decoder(TOKENS, torch.arange(len(TOKENS)), NaiveCache().attend))
 
 
+def summed_product(ranks: Ranks) -> torch.Tensor:
+    """`[1111, 8]` float64, onto a residual stream, each rank with its half of the inputs."""
+    generator = torch.Generator().manual_seed(7)
+    x, weight, stream = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((1111, 12), (8, 12), (1111, 8))
+    )
+    own = slice(ranks.rank * 12 // ranks.size, (ranks.rank + 1) * 12 // ranks.size)
+    layer = SummedLinear(12 // ranks.size, 8, False, torch.float64, torch.device("cpu"), ranks)
+    layer.weight.copy_(weight[:, own])
+    return layer(x[:, own], stream)
+
+
 def rank_main(rank: int, directory: Path) -> None:
     """One of two ranks: what it finds goes to a file."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(directory / "store"), 2)
+    store = FileStore(str(directory / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     ranks, found = Ranks(rank, 2), {}
     for name in CONFIGS:
@@ -131,6 +145,7 @@ def rank_main(rank: int, directory: Path) -> None:
     dummy = Decoder(ModelConfig.from_hf(CONFIGS["olmoe"]), ranks=ranks)
     randomise_weights(dummy)
     found["dummy"] = logits_of(dummy)
+    found["chunked"] = [summed_product(replace(ranks, chunks=chunks)) for chunks in (1, 2, 5, 99)]
     torch.save(found, directory / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -169,6 +184,15 @@ def test_collectives_cut_and_join(found):
     assert first["least"] == second["least"] == (0, 4)
     assert first["first"].item() == second["first"].item() == 0
     assert torch.equal(first["dummy"], second["dummy"])
+
+
+def test_a_sum_in_chunks_is_the_sum(found):
+    """For one chunk, several with a remainder, and more than there are rows for."""
+    _, (first, second) = found
+    expected = summed_product(ALONE)
+    for product in (*first["chunked"], *second["chunked"]):
+        torch.testing.assert_close(product, expected, rtol=1e-13, atol=1e-13)
+        assert torch.equal(product, first["chunked"][0])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
