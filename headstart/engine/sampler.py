@@ -89,7 +89,7 @@ class Sampler:
         noted = [row for row, want in enumerate(wants) if want is not None]
         raw = dict(zip(noted, torch.log_softmax(logits[noted], -1).split(1), strict=True)) if noted else {}
         logits = self._restrict(logits, sequences)
-        drawn = _drawn(logits, sequences)
+        drawn = self.draw(logits, sequences)
         guessed = [
             (i, guess)
             for i, s in enumerate(sequences)
@@ -98,7 +98,8 @@ class Sampler:
         if guessed:
             chosen = torch.tensor([i for i, _ in guessed], device=logits.device)
             drawn[chosen] = self._verify(logits[chosen], [(sequences[i], guess) for i, guess in guessed])
-        tokens: list[int] = self._ranks.first_(drawn).tolist()
+            self._ranks.first_(drawn)
+        tokens: list[int] = drawn.tolist()
         return [
             Sampled(token, None if want is None else self.entries(raw[row], [token], want)[0])
             for row, (token, want) in enumerate(zip(tokens, wants, strict=True))
