@@ -20,6 +20,7 @@ from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.errors import CheckpointError
 from headstart.models.config import ModelConfig
 from headstart.models.decoder import Decoder
+from headstart.models.parallel import ALONE, Ranks, Share
 
 _RUN_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LISTED = 3
@@ -57,6 +58,7 @@ def load_checkpoint(
     skip_tokenizer_init: bool = False,
     methods: Collection[str] = (),
     load_format: str = "auto",
+    ranks: Ranks = ALONE,
 ) -> Checkpoint:
     """Load a checkpoint.
 
@@ -73,9 +75,11 @@ def load_checkpoint(
             plain model, whatever their shapes.
         load_format: "auto" reads the weights; "dummy" draws random ones, for measurements: the directory then needs
             no more than its config.json.
+        ranks: the processes that hold a part of the weights each; only this one's part is read.
 
     Raises:
         CheckpointError: anything wrong with the directory, in one sentence.
+        HeadstartError: the weights cannot be cut in so many parts.
     """
     path = default_checkpoint_path() if name_or_path is None else resolve(name_or_path)
     raw = read_json(path / "config.json")
@@ -85,7 +89,7 @@ def load_checkpoint(
     tokenizer = None if skip_tokenizer_init else Tokenizer.from_directory(path)
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, path)
-    decoder = _empty_decoder(config, run_dtype(dtype, config), device)
+    decoder = _empty_decoder(config, run_dtype(dtype, config), device, ranks)
     if load_format == "dummy":
         randomise_weights(decoder)
     else:
@@ -113,12 +117,12 @@ def refuse_without_method(raw: dict[str, Any], where: str, methods: Collection[s
         )
 
 
-def _empty_decoder(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+def _empty_decoder(config: ModelConfig, dtype: torch.dtype, device: torch.device | str, ranks: Ranks) -> Decoder:
     """A decoder whose weights are to be filled."""
     try:
-        return Decoder(config, dtype, device)
+        return Decoder(config, dtype, device, ranks)
     except torch.OutOfMemoryError:
-        wanted = sum(parameter.nbytes for parameter in Decoder(config, dtype, "meta").parameters())
+        wanted = sum(parameter.nbytes for parameter in Decoder(config, dtype, "meta", ranks).parameters())
         free, _ = torch.cuda.mem_get_info(device)
         raise CheckpointError(
             f"the weights take {wanted:,} bytes as {dtype}, and {device} has {free:,} free; "
@@ -163,6 +167,7 @@ def load_weights(decoder: Decoder, directory: Path, parameters: dict[str, Tensor
         decoder: the network that the files are of.
         directory: where they lie.
         parameters: what to fill instead, by the names of the decoder's parameters; the files need hold no others.
+            Of a decoder that is one of several ranks' they are this rank's parts.
 
     Raises:
         CheckpointError: a file is missing or truncated, or a tensor is missing, unexpected, of another shape,
@@ -187,9 +192,10 @@ def load_weights(decoder: Decoder, directory: Path, parameters: dict[str, Tensor
                 if piece.parameter not in parameters:
                     continue
                 _check_shape(name, entry, piece, path)
-                _copy(shard, name, piece, parameters[piece.parameter])
+                share = decoder.ranks.share(decoder.config, piece.parameter)
+                _copy(shard, name, piece, parameters[piece.parameter], share)
                 filled.add(piece)
-    whole = {piece.parameter for piece in filled if piece.shape == parameters[piece.parameter].shape}
+    whole = {piece.parameter for piece in filled if piece.stacked}
     missing = [name for name, piece in wanted.items() if piece not in filled and piece.parameter not in whole]
     for problem, names in (("lack", missing), ("hold the unexpected", unexpected)):
         if names:
@@ -243,21 +249,27 @@ def _check_shape(name: str, entry: Entry, piece: Piece, path: Path) -> None:
         )
 
 
-def _copy(shard: Shard, name: str, piece: Piece, parameter: Tensor) -> None:
-    target = parameter if piece.expert is None else parameter[piece.expert]
-    for first, rows in shard.slices(name):
-        # A sum is not finite when a term is not, at a fraction of the cost of testing each.
-        if not math.isfinite(rows.sum().item()) and not bool(rows.isfinite().all()):
-            raise CheckpointError(
-                f"tensor {name!r} in {shard.path} holds NaN or infinity; the checkpoint is damaged or its "
-                "training diverged"
-            )
-        into = target[piece.start + first : piece.start + first + rows.shape[0]]
-        into.copy_(rows)
-        if into.dtype == torch.float16 and not bool(into.isfinite().all()):
-            raise CheckpointError(
-                f"tensor {name!r} in {shard.path} has numbers too large for float16; run it in bfloat16 or float32"
-            )
+def _copy(shard: Shard, name: str, piece: Piece, parameter: Tensor, share: Share) -> None:
+    """Copy what this rank holds of a tensor to its place in the parameter."""
+    for index in range(piece.shape[0]) if piece.stacked else (None,):
+        number = piece.expert if index is None else index
+        target = parameter if number is None else parameter[number]
+        for first, stop, at in share.spans(piece.start, piece.shape[0 if index is None else 1]):
+            for offset, rows in shard.slices(name, (first, stop), share.columns, index):
+                _copy_rows(shard, name, rows, target[at + offset : at + offset + rows.shape[0]])
+
+
+def _copy_rows(shard: Shard, name: str, rows: Tensor, into: Tensor) -> None:
+    # A sum is not finite when a term is not, at a fraction of the cost of testing each.
+    if not math.isfinite(rows.sum().item()) and not bool(rows.isfinite().all()):
+        raise CheckpointError(
+            f"tensor {name!r} in {shard.path} holds NaN or infinity; the checkpoint is damaged or its training diverged"
+        )
+    into.copy_(rows)
+    if into.dtype == torch.float16 and not bool(into.isfinite().all()):
+        raise CheckpointError(
+            f"tensor {name!r} in {shard.path} has numbers too large for float16; run it in bfloat16 or float32"
+        )
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:

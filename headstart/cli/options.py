@@ -104,6 +104,15 @@ class EngineOptions:
         _engine("--enforce-eager", help="Capture no CUDA graphs: start faster, decode slower.", show_default=False),
     ] = None
 
+    tensor_parallel_size: Annotated[
+        int | None, _engine(help="Cut the model over so many devices, with a process for each. [default: 1]")
+    ] = None
+
+    all_reduce_chunks: Annotated[
+        int | None,
+        _engine(help="Sum products over those devices in so many parts, each while the next is computed. [default: 1]"),
+    ] = None
+
     def load(self) -> "LLM":
         """The engine with these options.
 

@@ -58,6 +58,9 @@ class EngineArgs:
         async_scheduling: plan and start a step before the tokens of the one before it are known on the host (default:
             on a GPU, where it would wait for Python otherwise).
         enforce_eager: capture no CUDA graphs: a faster start and less memory, and slower decoding.
+        tensor_parallel_size: cut the model over so many devices, with a process for each; it must divide the heads.
+        all_reduce_chunks: sum products over those devices in so many parts, each while the next is computed
+            (fastattention's tiled all-reduce), where a step has at least 256 tokens for each.
         use: methods, as keys with options (`"sarathi-serve:chunk=512"`) or as instances.
         skip_tokenizer_init: run without a tokenizer; prompts are then token ids and outputs have no text.
     """
@@ -81,6 +84,8 @@ class EngineArgs:
     scheduling_policy: str = "fcfs"
     async_scheduling: bool | None = None
     enforce_eager: bool = False
+    tensor_parallel_size: int = 1
+    all_reduce_chunks: int = 1
     use: Sequence[Any] = ()
     skip_tokenizer_init: bool = False
 
@@ -88,7 +93,7 @@ class EngineArgs:
         if isinstance(self.use, str) or not isinstance(self.use, Sequence):
             self.use = [self.use]
         least = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "page_size", "num_pages")
-        for name in (*least, "kv_cache_memory"):
+        for name in (*least, "kv_cache_memory", "tensor_parallel_size", "all_reduce_chunks"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise HeadstartError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -96,6 +101,11 @@ class EngineArgs:
             TierSpec.parse(self.kv_tier)
             if not self.enable_prefix_caching:
                 raise HeadstartError("--kv-tier keeps what prefix caching has cached, and that is switched off")
+            if self.tensor_parallel_size > 1 and TierSpec.parse(self.kv_tier).disk is not None:
+                # When a page is on disk depends on its writer's pace, and every rank must find the same.
+                raise HeadstartError(
+                    "--kv-tier takes no disk with several ranks: use cpu=SIZE, which each of them takes"
+                )
         if self.page_size is not None and self.page_size > _LARGEST_PAGE:
             raise HeadstartError(f"page_size must be at most {_LARGEST_PAGE} tokens, not {self.page_size}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -122,6 +132,11 @@ class EngineArgs:
         if device.type != "cpu" and not (device.type == "cuda" and (device.index or 0) < present):
             here = "'cpu'" if present == 0 else f"'cpu' and 'cuda:0' to 'cuda:{present - 1}'"
             raise HeadstartError(f"there is no device {self.device!r} to run on; here are {here}")
+        if device.type == "cuda" and (device.index or 0) + self.tensor_parallel_size > present:
+            raise HeadstartError(
+                f"tensor_parallel_size {self.tensor_parallel_size} needs as many GPUs, {self.device!r} the first of "
+                f"them, but this machine has {present}: use fewer"
+            )
 
     def kv_dtype(self, run_dtype: torch.dtype) -> torch.dtype:
         """The dtype of cached keys and values in a run of this dtype."""
@@ -200,4 +215,4 @@ class EngineArgs:
         if torch.device(self.device).type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
             return min(wanted, int(free - total * (1 - self.gpu_memory_utilization)) - step_bytes)
-        return min(wanted, int(psutil.virtual_memory().available * _CPU_CACHE_SHARE))
+        return min(wanted, int(psutil.virtual_memory().available * _CPU_CACHE_SHARE / self.tensor_parallel_size))

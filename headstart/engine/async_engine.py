@@ -12,6 +12,7 @@ from headstart.engine.args import EngineArgs
 from headstart.engine.client import EngineClient, Item, Submission
 from headstart.engine.engine import Engine
 from headstart.engine.loop import EngineLoop
+from headstart.engine.ranks import start_engine
 from headstart.engine.stats import EngineStats
 from headstart.errors import HeadstartError
 
@@ -36,7 +37,7 @@ class AsyncEngine(EngineClient):
     @classmethod
     def from_model(cls, model: str | None = None, **settings: Any) -> "AsyncEngine":
         """Load a model; the settings are the fields of `EngineArgs`."""
-        return cls(Engine(EngineArgs(model=model, **settings)))
+        return cls(start_engine(EngineArgs(model=model, **settings)))
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -15,6 +15,7 @@ from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
 from headstart.engine.draws import Draws
 from headstart.engine.flight import Drawn, StepInFlight
+from headstart.engine.group import Group
 from headstart.engine.intake import Prompt
 from headstart.engine.memory import step_bytes
 from headstart.engine.outputs import Logprob, RequestOutput
@@ -33,7 +34,7 @@ from headstart.engine.stats import EngineStats
 from headstart.engine.tiered import add_tiers
 from headstart.engine.waiting import line_of
 from headstart.engine.watch import Watch
-from headstart.errors import InvalidRequestError, MethodError
+from headstart.errors import HeadstartError, InvalidRequestError, MethodError
 from headstart.models.decoder import Decoder
 from headstart.models.layers import Linear
 from headstart.ops.linear import widening_pays_from
@@ -50,14 +51,19 @@ class Engine:
     Args:
         args: the settings.
         checkpoint: a model that is already loaded; default: the one that `args` names.
+        group: the other ranks' engines; default: this one has the whole model. `start_engine` makes what `args` ask.
 
     Raises:
         HeadstartError: a checkpoint, method or setting that cannot be used, in one sentence.
     """
 
-    def __init__(self, args: EngineArgs, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(self, args: EngineArgs, checkpoint: Checkpoint | None = None, group: Group | None = None) -> None:
         self.args = args
-        self.stack = Stack(args.use)
+        self.group = group or Group()
+        ranks = self.group.ranks
+        if ranks.size != args.tensor_parallel_size:
+            raise HeadstartError("an engine of several ranks is made by start_engine, which starts the others")
+        self.stack = Stack(args.use, ranks.size)
         if args.quantization is not None and (linear := self.stack.optional("linear", LinearOp)) is not None:
             raise MethodError(
                 f"{linear.card.key} decides how weights are applied, as quantization does: use one of them"  # type: ignore[attr-defined]
@@ -70,6 +76,7 @@ class Engine:
             skip_tokenizer_init=args.skip_tokenizer_init,
             methods=keys,
             load_format=args.load_format,
+            ranks=ranks,
         )
         refuse_without_method(self.checkpoint.config.raw, self.checkpoint.name, keys)
         if checkpoint is not None and (args.quantization or self.stack.filled("linear")):
@@ -83,7 +90,7 @@ class Engine:
         self.stack.start(self.checkpoint, args.lossy_settings(decoder.dtype))
         if args.quantization is not None:
             decoder.quantize(args.quantization)
-        self._speculation = Speculation.of(self.stack)
+        self._speculation = Speculation.of(self.stack, self.group)
         drafter = None if self._speculation is None else self._speculation.drafter
         kept = args.kv_dtype(decoder.dtype)
         if kept != decoder.dtype:
@@ -93,7 +100,7 @@ class Engine:
         config = self.checkpoint.config
         longest = min(args.max_model_len or config.max_position, config.max_extended_position)
         taken = step_bytes(decoder, args.step_tokens, args.max_num_seqs, longest)
-        num_pages, self.max_model_len = args.cache_size(sized, config, taken)
+        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken), device=device)
         if drafter is not None:
             drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
         self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)
@@ -108,7 +115,10 @@ class Engine:
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
         self.sampler = Sampler(
-            self.eos_ids, (lambda token: "") if texts is None else texts.text, self.stack.get("verifier", Verifier)
+            self.eos_ids,
+            (lambda token: "") if texts is None else texts.text,
+            self.stack.get("verifier", Verifier),
+            ranks,
         )
         self.requests: dict[str, Request] = {}
         # Requests whose tokens could not be taken, where somebody ends them; otherwise the step raises.
@@ -171,6 +181,7 @@ class Engine:
         """
         if request.request_id in self.requests:
             raise InvalidRequestError(f"a request {request.request_id!r} is already running", "request_id")
+        self.group.tell("submit", request.bare())
         seed = request.params.seed
         seed = int(self._random.integers(2**63)) if seed is None else seed
         for sequence in request.sequences:
@@ -188,6 +199,7 @@ class Engine:
         request = self.requests.get(request_id)
         if request is None:
             return None
+        self.group.tell("abort", request_id)
         for sequence in request.sequences:
             if not sequence.finished:
                 self._finish(sequence, "abort")
@@ -200,13 +212,18 @@ class Engine:
         With `runs_ahead` the step after it is planned and started first, so that the device has work while the host
         reads what this one drew. Tokens that are not known yet take part in that by number only.
         """
-        step, self._in_flight = self._in_flight, None
-        step = step or self._launch()
-        if step is None:
-            return []
-        if self.runs_ahead and step.drawn is not None:
-            self._in_flight = self._launch(step.drawn)
-        return self._take(step)
+        with self.group.together("step"):
+            step, self._in_flight = self._in_flight, None
+            step = step or self._launch()
+            if step is None:
+                return []
+            if self.runs_ahead and step.drawn is not None:
+                self._in_flight = self._launch(step.drawn)
+            return self._take(step)
+
+    def close(self) -> None:
+        """End the other ranks' engines, if there are any; nothing can be run any more then."""
+        self.group.close()
 
     def set_back(self) -> None:
         """Forget the step in flight and preempt everything that runs, so that nothing half-done is left."""
@@ -230,6 +247,7 @@ class Engine:
             return None
         if self._speculation is not None:
             allotments = self._speculation.extend(allotments)
+        self.group.confirm(allotments)
         self._note_start(allotments)
         planned = self.watch.planned(allotments)
         drawn = None if before is None else before.tokens

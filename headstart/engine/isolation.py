@@ -46,6 +46,8 @@ class StepGuard:
         try:
             return self.engine.step(), self._own_failures()
         except Exception as error:
+            if self.engine.group.ranks.size > 1:
+                raise  # Ranks that stand in the middle of a step cannot be set back together.
             if isinstance(error, torch.OutOfMemoryError):
                 # What it holds in pieces too small for this step may do for the next, which has one request only.
                 torch.cuda.empty_cache()

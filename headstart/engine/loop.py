@@ -233,6 +233,7 @@ class EngineLoop:
         self._flush()
         if self.errored is None:
             self.engine.store.flush()
+        self.engine.close()
 
 
 def _pass_on(done: Future[Any], pending: Future[Any]) -> None:

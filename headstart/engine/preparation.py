@@ -78,8 +78,13 @@ class Preparation:
             own_namespace=namespace is not None and not self._args.enable_prefix_caching,
             tenant=tenant_digest(cache_salt),
             metrics=RequestMetrics(arrival_time=arrived),
-            pooler=self._pooler(params),
         )
+        return self.completed(request)
+
+    def completed(self, request: Request) -> Request:
+        """A bare request with its sequences, and its pooler."""
+        params = request.params
+        request.pooler = self._pooler(params)
         request.sequences = [self._sequence(request, index) for index in range(params.generated)]
         return request
 

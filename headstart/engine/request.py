@@ -1,6 +1,6 @@
 """A request and its sequences: tokens known, tokens computed, and how it ends."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headstart.engine.outputs import Logprob, RequestMetrics
@@ -161,6 +161,10 @@ class Request:
     num_cached: int = 0
     num_sent: dict[int, tuple[int, int]] = field(default_factory=dict)
     closed: set[int] = field(default_factory=set)
+
+    def bare(self) -> "Request":
+        """A copy without what cannot travel between processes; `Preparation.completed` adds it again."""
+        return replace(self, sequences=[], pooler=None)
 
     @property
     def finished(self) -> bool:

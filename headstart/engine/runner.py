@@ -166,7 +166,7 @@ class Runner:
 
         max_pages = -(-max_model_len // self.store.page_size)
         graphs = DecodeGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device)
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=self.decoder.ranks.rank > 0)
         graphs.capture(lambda sizes: track(sizes, "Capturing decode steps", console=console, transient=True))
         self._graphs = graphs
 

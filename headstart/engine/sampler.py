@@ -16,6 +16,7 @@ from headstart.engine.outputs import Logprob
 from headstart.engine.params import SamplingParams
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft, RejectionSampling, Verifier
+from headstart.models.parallel import ALONE, Ranks
 from headstart.ops.sampling import HOTTEST, draw, filtered, tempered, uniforms
 from headstart.ops.staging import to_device
 
@@ -60,12 +61,20 @@ class Sampler:
         eos_ids: the model's end-of-sequence tokens, which `min_tokens` forbids.
         decode: turns one id into text, for log-probability entries.
         verifier: decides where a token was guessed.
+        ranks: all take what rank 0 draws, so that no rounding can set them apart.
     """
 
-    def __init__(self, eos_ids: list[int], decode: Callable[[int], str], verifier: Verifier | None = None) -> None:
+    def __init__(
+        self,
+        eos_ids: list[int],
+        decode: Callable[[int], str],
+        verifier: Verifier | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.eos_ids = eos_ids
         self.decode = decode
         self.verifier = verifier or RejectionSampling()
+        self._ranks = ranks
         self._seen: dict[Sequence, _SeenTokens] = {}
 
     def sample(
@@ -92,9 +101,7 @@ class Sampler:
 
         A row may be that of a later position: `offsets` says by how much.
         """
-        if all(s.params.greedy for s in sequences):
-            return logits.argmax(-1)
-        return _draw(logits, sequences, offsets or [0] * len(sequences))
+        return self._ranks.first_(_drawn(logits, sequences, offsets or [0] * len(sequences)))
 
     def verify(
         self, logits: Tensor, sequences: list[Sequence], offsets: list[int], guesses: list["Guess | None"]
@@ -119,7 +126,7 @@ class Sampler:
             own, places = [sequences[i] for i in chosen], [offsets[i] for i in chosen]
             if chosen is guessed:
                 found = [guess for i in chosen if (guess := guesses[i]) is not None]
-                drawn[rows] = self._decide(logits[rows], own, places, found)
+                drawn[rows] = self._ranks.first_(self._decide(logits[rows], own, places, found))
             else:
                 drawn[rows] = self.draw(logits[rows], own, places)
         return drawn
@@ -248,8 +255,10 @@ def _drawn_from(guesses: list[Guess], tokens: Tensor, like: Tensor) -> Tensor:
     return draft
 
 
-def _draw(logits: Tensor, sequences: list[Sequence], offsets: list[int]) -> Tensor:
+def _drawn(logits: Tensor, sequences: list[Sequence], offsets: list[int]) -> Tensor:
     """One draw per row, for all of which a single small copy goes to the device."""
+    if all(s.params.greedy for s in sequences):
+        return logits.argmax(-1)
     positions = [s.next_position + offset for s, offset in zip(sequences, offsets, strict=True)]
     points = uniforms([s.seed % 2**64 for s in sequences], positions, _DRAWN)
     settings = np.vstack((_settings([s.params for s in sequences]), points))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 from headstart.engine.batch import Allotment
+from headstart.engine.group import Group
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft, Drafter, DraftLength
 from headstart.engine.stack import Stack
@@ -158,21 +159,25 @@ class Speculation:
     Args:
         stack: with a drafter in it.
         clock: seconds.
+        group: the other ranks; all go by rank 0's clock and take its drafts.
 
     Attributes:
         counts: drafts, drafted and accepted tokens, and drafts left out by the guard for the load or the request.
     """
 
-    def __init__(self, stack: Stack, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, stack: Stack, clock: Callable[[], float] = time.perf_counter, group: Group | None = None
+    ) -> None:
         self.drafter = stack.get("drafter", Drafter)
         self.counts: Counter[str] = Counter()
         self._rule = stack.get("draft_length", DraftLength)
         self._guard = Guard() if self.drafter.guarded else None
-        self._clock = clock
+        self._group = group or Group()
+        self._clock = lambda: self._group.agree(clock())
         self._step: _Step | None = None
 
     @classmethod
-    def of(cls, stack: Stack) -> "Speculation | None":
+    def of(cls, stack: Stack, group: Group | None = None) -> "Speculation | None":
         """The drafts of a stack; None where nothing drafts.
 
         Raises:
@@ -185,7 +190,7 @@ class Speculation:
                         f"{item.card.key} makes what a token gives depend on those that run beside it, so that "
                         "guesses cannot be verified with it: leave out one of them"
                     )
-            return cls(stack)
+            return cls(stack, group=group)
         for item in stack.methods:
             if {"draft_length", "verifier"} & set(item.slots):
                 raise MethodError(f"{item.card.key} needs drafts: add a method that drafts")
@@ -227,7 +232,7 @@ class Speculation:
             step.timed = step.able > 0 and one_way
         if not chosen:
             return allotments
-        drafts = self.drafter.guess(list(chosen), list(chosen.values()), self._rule)
+        drafts = self._agreed(self.drafter.guess(list(chosen), list(chosen.values()), self._rule))
         step.asked = list(chosen)
         found = {sequence: draft for sequence, draft in zip(chosen, drafts, strict=True) if draft.tokens}
         self._note_drafts(found)
@@ -237,10 +242,15 @@ class Speculation:
         """The step's allotments, with what was guessed while the model ran."""
         if self._step is None or not self._step.asked:
             return allotments
-        guesses = zip(self._step.asked, self.drafter.late(self._step.asked), strict=True)
+        guesses = zip(self._step.asked, self._agreed(self.drafter.late(self._step.asked)), strict=True)
         found = {sequence: guess for sequence, guess in guesses if guess.tokens}
         self._note_drafts(found)
         return [replace(a, late=found[a.sequence]) if a.sequence in found else a for a in allotments]
+
+    def _agreed(self, drafts: list[Draft]) -> list[Draft]:
+        """Rank 0's drafts. What was drawn otherwise here needs no probabilities, for rank 0 verifies it."""
+        tokens = self._group.agree([draft.tokens for draft in drafts])
+        return [own if own.tokens == its else Draft(its) for own, its in zip(drafts, tokens, strict=True)]
 
     def _note_drafts(self, found: dict[Sequence, Draft]) -> None:
         """Count drafts; one that got a late guess is still one."""

@@ -19,6 +19,7 @@ class Stack:
 
     Args:
         use: methods, or their descriptions as `--use` takes them (`"sarathi-serve:chunk=512"`).
+        ranks: how many processes hold the model together.
 
     Attributes:
         methods: the methods in force, in the order given.
@@ -28,10 +29,10 @@ class Stack:
             follows them (a prompt that a lossy method needs whole) or on what is no longer there (`Retention`).
 
     Raises:
-        MethodError: an unknown method or option, or two methods in one slot.
+        MethodError: an unknown method or option, two methods in one slot, or one that needs the model in one piece.
     """
 
-    def __init__(self, use: Iterable[Any] = ()) -> None:
+    def __init__(self, use: Iterable[Any] = (), ranks: int = 1) -> None:
         from headstart.methods import registry
 
         self.methods = [registry.build(item, "inference") if isinstance(item, str) else item for item in use]
@@ -39,7 +40,7 @@ class Stack:
         for item in self.methods:
             if not isinstance(item, Seam) or not hasattr(item, "card"):
                 raise MethodError(f"{item!r} is no method of the engine: give a key, or an instance of a method")
-            self._check(item)
+            self._check(item, ranks)
             for slot in item.slots:
                 if slot in self._filled:
                     first, second = self._filled[slot].card.key, item.card.key  # type: ignore[attr-defined]
@@ -56,9 +57,14 @@ class Stack:
         self._defaults |= {"scheduler": StallFree(), "kv_store": PagedKVStore()}
 
     @staticmethod
-    def _check(item: Any) -> None:
+    def _check(item: Any, ranks: int) -> None:
         """Refuse a method whose slots or traits the engine could not honour."""
         key, min_context = item.card.key, item.card.min_context
+        if ranks > 1 and not item.splits:
+            raise MethodError(
+                f"{key} needs all heads of the model in one place, and {ranks} ranks hold some each: leave it out, or "
+                "use a tensor_parallel_size of 1"
+            )
         for slot in item.slots:
             if slot not in SLOTS:
                 raise MethodError(f"{key} fills the slot {slot!r}, which does not exist{did_you_mean(slot, SLOTS)}")

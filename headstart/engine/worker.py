@@ -25,6 +25,7 @@ from headstart.engine.engine import Engine
 from headstart.engine.intake import Prompt
 from headstart.engine.loop import EngineLoop
 from headstart.engine.outputs import RequestOutput
+from headstart.engine.ranks import start_engine
 from headstart.engine.seams import PromptRule, Tokenization, TokenizerIds
 from headstart.errors import HeadstartError
 
@@ -87,7 +88,7 @@ def work(connection: Connection, settings: dict[str, Any], threads: int) -> None
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(threads)
     try:
-        engine = Engine(EngineArgs(**settings))
+        engine = start_engine(EngineArgs(**settings))
     except HeadstartError as error:
         connection.send_bytes(pickle.dumps(("failed", error)))
         return

@@ -6,11 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headstart.models.parallel import ALONE, Ranks
 from headstart.ops import kernels
 from headstart.ops.activation import gated
 from headstart.ops.linear import empty_weight, gated_linear, linear
-from headstart.ops.norm import add_rms_norm, rms_norm
+from headstart.ops.norm import add_rms_norm, rms_norm, scaled_by_square
 from headstart.ops.quantized import QuantizedWeight, quantize, quantized_gated_linear, quantized_linear
+
+# A product of fewer rows takes no less time than this many, so that smaller chunks only add to it.
+_CHUNK_ROWS = 256
 
 
 class Linear(nn.Module):
@@ -79,6 +83,46 @@ class Quantized(nn.Module):
         return quantized_linear(x, self.weight, self.bias, onto)
 
 
+class SummedLinear(Linear):
+    """A dense weight of whose inputs every rank holds some: the products are summed over the ranks.
+
+    Args:
+        in_features: this rank's inputs.
+        bias: rank 0 adds it, once for all.
+        ranks: alone, this is a `Linear`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        super().__init__(in_features, out_features, bias and ranks.rank == 0, dtype, device)
+        self.out_features = out_features
+        self.ranks = ranks
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """`[T, in]` → `[T, out]`, added to `onto [T, out]` if given, whose place it may take."""
+        if self.ranks.size == 1:
+            return super().forward(x, onto)
+        chunks = min(self.ranks.chunks, x.shape[0] // _CHUNK_ROWS)
+        total = self._sum_in_chunks(x, chunks) if chunks > 1 else self.ranks.sum_(super().forward(x))
+        # The residual stream joins after the sum: each rank has all of it, and it is rounded once.
+        return total if onto is None else total.add_(onto)
+
+    def _sum_in_chunks(self, x: Tensor, chunks: int) -> Tensor:
+        """The tiled all-reduce of FastAttention (arXiv 2410.16663): what one part of the tokens gives travels between
+        the ranks while the next part is computed."""
+        total = x.new_empty(x.shape[0], self.out_features)
+        pairs = zip(x.tensor_split(chunks), total.tensor_split(chunks), strict=True)
+        self.ranks.sum_parts_(place.copy_(super(SummedLinear, self).forward(part)) for part, place in pairs)
+        return total
+
+
 class Embedding(nn.Module):
     """A table `[vocab, hidden]`, uninitialised.
 
@@ -133,8 +177,13 @@ class RMSNorm(nn.Module):
         self.offset = offset
         self.late_rounding = late_rounding
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., N]` → `[..., N]`."""
+    def forward(self, x: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        """`[..., N]` → `[..., N]`; of rows that lie on several ranks, equal parts on each, this rank's part."""
+        if ranks.size > 1:
+            square = ranks.sum_(x.float().square().mean(-1, keepdim=True)) / ranks.size
+            return scaled_by_square(
+                x, square, self.weight, self.eps, offset=self.offset, late_rounding=self.late_rounding
+            )
         return rms_norm(x, self.weight, self.eps, offset=self.offset, late_rounding=self.late_rounding)
 
 

@@ -90,8 +90,15 @@ def rms_norm_reference(
     x: Tensor, weight: Tensor, eps: float, *, offset: bool = False, late_rounding: bool = False
 ) -> Tensor:
     """The same by its definition, one rounding at a time."""
-    wide = x.float()
-    normalised = wide / torch.sqrt(wide.square().mean(-1, keepdim=True) + eps)
+    square = x.float().square().mean(-1, keepdim=True)
+    return scaled_by_square(x, square, weight, eps, offset=offset, late_rounding=late_rounding)
+
+
+def scaled_by_square(
+    x: Tensor, square: Tensor, weight: Tensor, eps: float, *, offset: bool = False, late_rounding: bool = False
+) -> Tensor:
+    """`rms_norm` of rows whose mean square `[..., 1]` float32 is known, as where a row has parts elsewhere."""
+    normalised = x.float() / torch.sqrt(square + eps)
     if offset:
         return (normalised * (1.0 + weight.float())).to(x.dtype)
     if late_rounding:

@@ -10,6 +10,9 @@ class Seam:
     """What all seams share: `slots` names the places in the engine that an implementation fills."""
 
     slots: ClassVar[tuple[str, ...]] = ()
+    splits: ClassVar[bool] = True
+    """Whether it works where several ranks hold some heads each: it neither decides for all heads from what they
+    compute, nor reads whole weights."""
 
     def start(self, checkpoint: "Checkpoint") -> None:
         """Asked once, before anything else: refuse a model that it cannot serve (MethodError), or prepare for it."""

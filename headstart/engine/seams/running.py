@@ -141,6 +141,7 @@ class Prefill(Seam, ABC):
     """How does a step's list of tokens become hidden states and KV cache across the layers?"""
 
     slots = ("prefill",)
+    splits = False
 
     @abstractmethod
     def forward(self, decoder: "Decoder", batch: "TokenBatch", attend: StepAttend) -> Tensor:
@@ -163,6 +164,7 @@ class LinearOp(Seam, ABC):
     """How is a weight applied?"""
 
     slots = ("linear",)
+    splits = False
 
     @abstractmethod
     def bind(self, name: str, module: "Linear") -> Callable[[Tensor], Tensor] | None:
