@@ -88,6 +88,15 @@ def serve(
             rich_help_panel=_SERVER,
         ),
     ] = True,
+    engine_step_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds after which an engine whose step does not end is taken to hang and started again; 0 waits "
+            "forever. [default: 600]",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP, for OpenAI clients.
 
@@ -101,6 +110,7 @@ def serve(
     """
     from headstart.engine.async_engine import AsyncEngine
     from headstart.engine.process import ProcessEngine
+    from headstart.errors import HeadstartError
     from headstart.server.app import create_app
     from headstart.server.run import Tls, bind, run_server
     from headstart.server.tracing import tracing_to
@@ -117,6 +127,10 @@ def serve(
         settings["model"] = checkpoint
     if seed is not None:
         settings["seed"] = seed
+    if engine_step_timeout is not None:
+        if not engine_process:
+            raise HeadstartError("--engine-step-timeout watches the engine's process: leave out --no-engine-process")
+        settings["step_timeout"] = engine_step_timeout or None
     settings["scheduling_policy"] = scheduling_policy.value
     loaded = (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
     app = create_app(
