@@ -110,7 +110,6 @@ def serve(
     """
     from headstart.engine.async_engine import AsyncEngine
     from headstart.engine.process import ProcessEngine
-    from headstart.errors import HeadstartError
     from headstart.server.app import create_app
     from headstart.server.run import Tls, bind, run_server
     from headstart.server.tracing import tracing_to
@@ -122,15 +121,11 @@ def serve(
     tls = Tls.of(connection.ssl_keyfile, connection.ssl_certfile)
     # The port first: a model can take minutes to load, only to find that nobody could reach it.
     listener = bind(host, port)
-    settings = given(engine)
+    settings = given(engine) | _deadline(engine_step_timeout, engine_process)
     if checkpoint is not None:
         settings["model"] = checkpoint
     if seed is not None:
         settings["seed"] = seed
-    if engine_step_timeout is not None:
-        if not engine_process:
-            raise HeadstartError("--engine-step-timeout watches the engine's process: leave out --no-engine-process")
-        settings["step_timeout"] = engine_step_timeout or None
     settings["scheduling_policy"] = scheduling_policy.value
     loaded = (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
     app = create_app(
@@ -146,6 +141,15 @@ def serve(
     scheme = "http" if tls is None else "https"
     _announce(loaded, name, scheme, host, listener.getsockname()[1], tenants.keyed)
     run_server(app, listener, shutdown_timeout=shutdown_timeout, log_level=log_level.value, tls=tls)
+
+
+def _deadline(step_timeout: float | None, engine_process: bool) -> "dict[str, float | None]":
+    """The engine's setting for it, where one is given; 0 is none."""
+    from headstart.errors import HeadstartError
+
+    if step_timeout is not None and not engine_process:
+        raise HeadstartError("--engine-step-timeout watches the engine's process: leave out --no-engine-process")
+    return {} if step_timeout is None else {"step_timeout": step_timeout or None}
 
 
 def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: int, keyed: bool) -> None:
