@@ -98,6 +98,15 @@ def serve(
             rich_help_panel=_SERVER,
         ),
     ] = True,
+    engine_step_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds after which an engine whose step does not end is taken to hang and started again; 0 waits "
+            "forever. [default: 600]",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP, for OpenAI clients.
 
@@ -124,7 +133,7 @@ def serve(
     tls = Tls.of(connection.ssl_keyfile, connection.ssl_certfile)
     # The port first: a model can take minutes to load, only to find that nobody could reach it.
     listener = bind(host, port)
-    settings = given(engine)
+    settings = given(engine) | _deadline(engine_step_timeout, engine_process)
     if checkpoint is not None:
         settings["model"] = checkpoint
     if seed is not None:
@@ -163,6 +172,15 @@ def _load(
     if replicas is not None:
         return start_replicas(replicas, settings)
     return (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
+
+
+def _deadline(step_timeout: float | None, engine_process: bool) -> "dict[str, float | None]":
+    """The engine's setting for it, where one is given; 0 is none."""
+    from headstart.errors import HeadstartError
+
+    if step_timeout is not None and not engine_process:
+        raise HeadstartError("--engine-step-timeout watches the engine's process: leave out --no-engine-process")
+    return {} if step_timeout is None else {"step_timeout": step_timeout or None}
 
 
 def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: int, keyed: bool) -> None:

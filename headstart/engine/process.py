@@ -4,8 +4,10 @@ import asyncio
 import atexit
 import logging
 import multiprocessing
+import os
 import pickle
 import queue
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -31,6 +33,10 @@ BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _SETTLED = 60.0
 # What an engine may take to end when asked to: its cache may have to be written to disk.
 _END_SECONDS = 30.0
+# Generous: the first step on a GPU may compile kernels, and on a CPU a chunk of a large model takes minutes.
+STEP_TIMEOUT = 600.0
+# What a process that hangs has to say where.
+_LAST_WORDS_SECONDS = 0.5
 
 
 class _Child:
@@ -44,6 +50,7 @@ class _Child:
         self.process = context.Process(target=work, args=arguments, name="headstart-engine", daemon=True)
         self.process.start()
         theirs.close()
+        self.fault = ""
         self._outgoing: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="headstart-write", daemon=True).start()
 
@@ -69,6 +76,14 @@ class _Child:
         self.process.join()
         self._outgoing.put(None)
 
+    def give_up(self, fault: str) -> None:
+        """Kill a process that hangs; its standard error tells what its threads were doing."""
+        self.fault = fault
+        if self.process.pid is not None and self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGUSR1)
+            time.sleep(_LAST_WORDS_SECONDS)
+        self.process.kill()
+
     def _write(self) -> None:
         while (message := self._outgoing.get()) is not None:
             try:
@@ -80,17 +95,20 @@ class _Child:
 class ProcessEngine(EngineClient):
     """An engine for many concurrent callers, in a process of its own.
 
-    When that process dies, its requests fail with `EngineDeadError` at once, and it is started again.
+    When that process dies or hangs, its requests fail with `EngineDeadError` at once, and it is started again.
 
     Args:
+        step_timeout: seconds after which a step that has not ended counts as one that hangs; None waits forever.
         settings: the fields of `EngineArgs`.
 
     Raises:
         HeadstartError: the model cannot be loaded as asked.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, step_timeout: float | None = STEP_TIMEOUT, **settings: Any) -> None:
         super().__init__()
+        if step_timeout is not None and not step_timeout > 0:
+            raise HeadstartError(f"step_timeout must be a number of seconds above 0, not {step_timeout!r}")
         self._settings = settings
         self._stopping = threading.Event()
         self._calls: dict[int, Future[Any]] = {}
@@ -110,6 +128,9 @@ class ProcessEngine(EngineClient):
             raise
         self._keeper = threading.Thread(target=self._keep, name="headstart-engine", daemon=True)
         self._keeper.start()
+        if step_timeout is not None:
+            arguments = (step_timeout,)
+            threading.Thread(target=self._watch, args=arguments, name="headstart-watch", daemon=True).start()
 
     @classmethod
     def from_model(cls, model: str | None = None, **settings: Any) -> "ProcessEngine":
@@ -221,6 +242,19 @@ class ProcessEngine(EngineClient):
                 if self._stopping.is_set() or self._start_again():
                     break
 
+    def _watch(self, seconds: float) -> None:
+        """The watcher's thread: asks again and again for something that the engine answers between two steps."""
+        while not self._stopping.wait(seconds / 4):
+            child = self._child
+            pending = self._ask("stats")
+            try:
+                pending.result(seconds)
+            except TimeoutError:
+                if not self._stopping.is_set():
+                    child.give_up(f"a step did not end within {seconds:g} seconds")
+            except HeadstartError:
+                continue  # it has died, or is being started
+
     def _listen(self) -> str:
         """Read until the process ends; returns why it did, as far as it could tell."""
         reason = ""
@@ -231,7 +265,7 @@ class ProcessEngine(EngineClient):
                 if self._stopping.is_set():
                     return ""
                 self._child.end(1.0)
-                return reason or f"its process ended with status {self._child.process.exitcode}"
+                return self._child.fault or reason or f"its process ended with status {self._child.process.exitcode}"
             if kind == "outputs":
                 items, self._stats = rest
                 self._emit([self._completed(*item) for item in items])

@@ -3,6 +3,7 @@
 Both ends of the pipe belong to this program, and nobody else can reach them, so messages are pickled.
 """
 
+import faulthandler
 import logging
 import os
 import pickle
@@ -86,6 +87,8 @@ def work(connection: Connection, settings: dict[str, Any], threads: int) -> None
     # The parent decides when to end, for it lets running requests finish first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The parent asks for it before it kills a process that hangs; stacks hold no prompts.
+    faulthandler.register(signal.SIGUSR1)
     torch.set_num_threads(threads)
     try:
         engine = start_engine(EngineArgs(**settings))

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import time
+from functools import partial
 
 import pytest
 
@@ -140,3 +142,36 @@ def test_a_broken_engine_is_started_again(stories):
             await collect(engine, "Once")
 
     asyncio.run(main())
+
+
+class Hang:
+    """Becomes, on its way to the engine's process, a step that does not end."""
+
+    def __reduce__(self):
+        return partial, (time.sleep, 1000)
+
+
+def test_an_engine_that_hangs_is_started_again(stories, capfd):
+    engine = ProcessEngine.from_model(stories, dtype="float32", step_timeout=2.0)
+    try:
+
+        async def main():
+            assert (await collect(engine, "Once", GREEDY)).finished
+            await asyncio.sleep(3)
+            assert engine.restarts == 0, "an engine that has nothing to do does not hang"
+            await engine.call("__setattr__", "step", Hang())
+            with pytest.raises(EngineDeadError):
+                await collect(engine, "Once", GREEDY)
+            await until(lambda: engine.restarts == 1)
+            assert (await collect(engine, "Once", GREEDY)).finished
+
+        asyncio.run(main())
+    finally:
+        asyncio.run(engine.shutdown())
+    said = capfd.readouterr().err
+    assert "in _step" in said and "loop.py" in said, "where it hung"
+
+
+def test_a_deadline_that_cannot_be_is_refused(stories):
+    with pytest.raises(HeadstartError, match="above 0"):
+        ProcessEngine.from_model(stories, step_timeout=0.0)

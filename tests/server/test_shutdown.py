@@ -190,6 +190,11 @@ def run(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stderr.strip()
 
 
+def test_a_deadline_for_steps_is_for_an_engine_in_its_own_process() -> None:
+    code, said = run("--no-engine-process", "--engine-step-timeout", "5", "--port", "0")
+    assert code == 2 and "leave out --no-engine-process" in said
+
+
 def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
