@@ -155,6 +155,7 @@ def serve(
     run_server(app, listener, shutdown_timeout=shutdown_timeout, log_level=log_level.value, tls=tls)
 
 
+<<<<<<< HEAD
 def _load(
     settings: dict[str, Any], replicas: int | None, disaggregate: str | None, engine_process: bool
 ) -> "EngineClient":
@@ -183,6 +184,8 @@ def _deadline(step_timeout: float | None, engine_process: bool) -> "dict[str, fl
     return {} if step_timeout is None else {"step_timeout": step_timeout or None}
 
 
+=======
+>>>>>>> server
 def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: int, keyed: bool) -> None:
     """Say what is served where, and how to try it."""
     address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -197,3 +200,12 @@ def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: i
     out.print(f"[bold]stack[/]    {exactness}")
     out.print("[bold]try it[/]   ", end="")
     out.print(f"curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d {body}", markup=False)
+
+
+def _deadline(step_timeout: float | None, engine_process: bool) -> dict[str, Any]:
+    """The engine's setting for it, where one is given; 0 is none."""
+    from headstart.errors import HeadstartError
+
+    if step_timeout is not None and not engine_process:
+        raise HeadstartError("--engine-step-timeout watches the engine's process: leave out --no-engine-process")
+    return {} if step_timeout is None else {"step_timeout": step_timeout or None}
