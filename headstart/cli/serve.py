@@ -155,7 +155,6 @@ def serve(
     run_server(app, listener, shutdown_timeout=shutdown_timeout, log_level=log_level.value, tls=tls)
 
 
-<<<<<<< HEAD
 def _load(
     settings: dict[str, Any], replicas: int | None, disaggregate: str | None, engine_process: bool
 ) -> "EngineClient":
@@ -175,17 +174,6 @@ def _load(
     return (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
 
 
-def _deadline(step_timeout: float | None, engine_process: bool) -> "dict[str, float | None]":
-    """The engine's setting for it, where one is given; 0 is none."""
-    from headstart.errors import HeadstartError
-
-    if step_timeout is not None and not engine_process:
-        raise HeadstartError("--engine-step-timeout watches the engine's process: leave out --no-engine-process")
-    return {} if step_timeout is None else {"step_timeout": step_timeout or None}
-
-
-=======
->>>>>>> server
 def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: int, keyed: bool) -> None:
     """Say what is served where, and how to try it."""
     address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
