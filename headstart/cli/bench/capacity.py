@@ -153,8 +153,8 @@ def calibrated(
         say=lambda text: console.print(text),
     )
     console.print(f"the fitted cost model is off by {error:.1%} on the median step that it has not seen")
-    pages = sequences * -(-context // args.page_size)
-    return cost, error, WorkerSettings(pages, args.page_size, sequences, budget)
+    pages = sequences * -(-context // args.tokens_per_page)
+    return cost, error, WorkerSettings(pages, args.tokens_per_page, sequences, budget)
 
 
 def first_rate(cost: "StepCost", shape: "LoadShape") -> float:
