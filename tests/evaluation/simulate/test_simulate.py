@@ -162,7 +162,7 @@ def test_planted_costs_are_found() -> None:
 
 def test_a_cost_model_is_fitted_to_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headstart.engine.engine.load_checkpoint", lambda *_, **__: models.shared("gqa"))
-    cost, error = calibrate(EngineArgs(device="cpu"), context=90, sequences=4, largest=32, steps=40)
+    cost, _ = calibrate(EngineArgs(device="cpu"), context=90, sequences=4, largest=32, steps=40)
     assert cost.seconds([(1, 10)]) > 0
 
 
