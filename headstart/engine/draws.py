@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from headstart.engine.sampler import Guess, Sampled, Sampler
 from headstart.engine.seams import LogitRule
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
+from headstart.ops.staging import to_device
 
 
 class Draws:
@@ -41,7 +43,7 @@ class Draws:
         if step.drawn is None:
             # Drafts are never started ahead, so that where one has left each has a single row.
             every = len(rows) == len(step.due)
-            hidden = step.hidden if every else step.hidden[torch.tensor(rows, device=step.hidden.device)]
+            hidden = step.hidden if every else step.hidden[to_device(np.array(rows), step.hidden.device)]
             blindly = self._logit_rule is None and all(allotment.sequence.draws_blindly for allotment in due)
             yield from (self._verify if blindly else self._look_on)(due, hidden)
             return
@@ -84,7 +86,7 @@ class Draws:
             sequences = [due[i].sequence for i in left]
             rows = logits
             if len(left) < len(logits):
-                rows = logits[torch.tensor([first[i] + place for i in left], device=logits.device)]
+                rows = logits[to_device(np.array([first[i] + place for i in left]), logits.device)]
             guesses = [_guess(due[i], place) for i in left]
             standing: list[int] = []
             for i, guess, drawn in zip(left, guesses, self._sample(rows, sequences, guesses), strict=True):

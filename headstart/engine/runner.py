@@ -9,7 +9,7 @@ from rich.progress import track
 from torch import Tensor
 
 from headstart.engine.batch import Allotment, TokenBatch
-from headstart.engine.graphs import DecodeGraphs
+from headstart.engine.graphs import StepGraphs
 from headstart.engine.seams import Attention, KVStore, LastAttend, Prefill, Selector
 from headstart.engine.stack import Stack
 from headstart.models.decoder import AttentionSpec, Decoder
@@ -137,8 +137,9 @@ def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack) -> l
     return [_Group(*ways[key], *layout.subset(sequences)) for key, sequences in members.items()]
 
 
-# What must answer as the ordinary engine does, for a decode step to be the same work every time.
+# What must answer as the ordinary engine does, for a decode step, or any small one, to be the same work every time.
 _DECODE_SLOTS = ("selector.decode", "prefill")
+_MIXED_SLOTS = ("attention.prefill", "attention.decode", "selector.prefill")
 
 
 class Runner:
@@ -150,10 +151,11 @@ class Runner:
         self.stack = stack
         self.device = device
         self._prefill = stack.get("prefill", Prefill)
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
 
     def capture(self, max_num_seqs: int, max_model_len: int) -> None:
-        """Capture the decode steps as CUDA graphs; nothing where a method in force takes part in them."""
+        """Capture small steps as CUDA graphs; nothing where a method in force takes part in decode steps, and these
+        alone where one takes part in others."""
         if self.device.type != "cuda" or any(self.stack.filled(slot) for slot in _DECODE_SLOTS):
             return
         attention, selector = self.stack.get("attention.decode", Attention), self.stack.get("selector.decode", Selector)
@@ -165,9 +167,10 @@ class Runner:
             return self._prefill.forward(self.decoder, batch, StepAttention(batch, self.store, self.stack, groups))
 
         max_pages = -(-max_model_len // self.store.page_size)
-        graphs = DecodeGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device)
+        mixed = not any(self.stack.filled(slot) for slot in _MIXED_SLOTS)
+        graphs = StepGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device, mixed)
         console = Console(stderr=True, quiet=self.decoder.ranks.rank > 0)
-        graphs.capture(lambda sizes: track(sizes, "Capturing decode steps", console=console, transient=True))
+        graphs.capture(lambda kinds: track(kinds, "Capturing small steps", console=console, transient=True))
         self._graphs = graphs
 
     @torch.inference_mode()
