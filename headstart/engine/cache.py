@@ -101,8 +101,9 @@ class PagedKVStore(KVStore):
                 self._values.append(self._values[layer.alias_of])
                 continue
             shape = (num_pages, page_size, layer.num_kv_heads, layer.head_dim)
-            self._keys.append(_zeros(shape, layer.dtype, torch.device(device)))
-            self._values.append(_zeros(shape, layer.dtype, torch.device(device)))
+            where = torch.device("cpu" if layer.on_host else device)
+            self._keys.append(_zeros(shape, layer.dtype, where))
+            self._values.append(_zeros(shape, layer.dtype, where))
         return self
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +112,8 @@ class PagedKVStore(KVStore):
 
     def write(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
         if index not in self._aliases:
-            write_kv(self._keys[index], self._values[index], k, v, slots)
+            there = self._keys[index].device
+            write_kv(self._keys[index], self._values[index], k.to(there), v.to(there), slots.to(there))
 
     def open(self, namespace: str | None, tokens: list[int]) -> Lease:
         lease = Lease(self, None, [], 0)
@@ -220,7 +222,7 @@ class PagedKVStore(KVStore):
         places = table[front // self.page_size] * self.page_size + front % self.page_size
         for pages in self._pools():
             flat = pages.flatten(0, 1)
-            flat[places] = flat[slots]
+            flat[places.to(flat.device)] = flat[slots.to(flat.device)]
 
     def drop(self, namespace: str) -> None:
         self.give_back(self.tree.drop(namespace))

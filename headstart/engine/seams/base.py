@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 class Seam:
     """What all seams share: `slots` names the places in the engine that an implementation fills."""
 
-    slots: ClassVar[tuple[str, ...]] = ()
+    slots: tuple[str, ...] = ()
     splits: ClassVar[bool] = True
     """Whether it works where several ranks hold some heads each: it neither decides for all heads from what they
     compute, nor reads whole weights."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -35,7 +35,7 @@ class Attention(Seam, ABC):
     """How do the queries of a layer meet the keys?"""
 
     slots = ("attention.prefill", "attention.decode")
-    capturable: ClassVar[bool] = False
+    capturable: bool = False
     """Whether a decode step can be captured and replayed on a GPU: only the device's tensors tell what is computed."""
 
     @abstractmethod
