@@ -102,6 +102,8 @@ class StepPlanner:
             return 0
         # Keys that are found bring no logits with them.
         namespace = None if sequence.wants_prompt_rows else sequence.request.namespace
+        if not self.store.bring_up(namespace, sequence.tokens):
+            return 0  # what runs goes on meanwhile, and aborts are heard
         lease = self.store.open(namespace, sequence.tokens)
         spare = max(1, int(self.store.num_pages * WATERMARK)) if self.running else 0
         wanted = -(-len(sequence.tokens) // self.store.page_size) - len(lease.pages)

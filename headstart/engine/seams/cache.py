@@ -138,6 +138,14 @@ class KVStore(Seam, ABC):
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each `[P, page_size, Hkv, D]`."""
 
+    def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
+        """Make ready for `open` what lies further away of a prefix of `tokens`, as far as a step may wait for it.
+
+        Returns:
+            Whether that is all; otherwise a later step must ask again.
+        """
+        return True
+
     @abstractmethod
     def open(self, namespace: str | None, tokens: list[int]) -> PageLease:
         """A lease that already holds the longest reusable prefix of `tokens`, but never all of them.
