@@ -61,7 +61,7 @@ class Tokenizer:
         config = read_json(config_path) if config_path.is_file() else {}
         map_path = directory / "special_tokens_map.json"
         special = (read_json(map_path) if map_path.is_file() else {}) | config
-        return cls(inner, _special_tokens(special), read_templates(directory, config), str(directory))
+        return cls(inner, _special_tokens(special, directory), read_templates(directory, config), str(directory))
 
     @property
     def vocab_size(self) -> int:
@@ -143,13 +143,19 @@ class Tokenizer:
         return self.inner.get_added_tokens_decoder()
 
 
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """The entries `bos_token` and the like; each is a string or an object with the string in `content`."""
+def _special_tokens(config: dict[str, Any], directory: Path) -> dict[str, str]:
+    """The entries `bos_token` and the like; each is a string or an object with the string in `content`.
+
+    Raises:
+        CheckpointError: one is half of a surrogate pair, which no text holds.
+    """
     names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
     found: dict[str, str] = {}
     for name in names:
         token = config.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
+            if any("\ud800" <= character <= "\udfff" for character in token):
+                raise CheckpointError(f"{name} of the tokenizer in {directory} is not valid Unicode text")
             found[name] = token
     return found
