@@ -102,7 +102,7 @@ def run_dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:
         return _RUN_DTYPES[name]
     if dtype == "auto":
         raise CheckpointError(
-            f"models cannot run in {name!r}, the dtype in config.json; ask for one of {', '.join(_RUN_DTYPES)}"
+            f"models cannot run in {shown(name)}, the dtype in config.json; ask for one of {', '.join(_RUN_DTYPES)}"
         )
     raise CheckpointError(f"dtype must be auto, {', '.join(_RUN_DTYPES)}, not {name!r}")
 
@@ -159,9 +159,9 @@ def shard_paths(directory: Path) -> list[Path]:
             raise CheckpointError(f"weight_map in {index_path} must name files, not {shown(others[0])}")
         paths = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
         for path in paths:
-            if not path.is_file():
+            if not os.path.isfile(path):  # not `path.is_file()`, which raises for names that no file can have
                 raise CheckpointError(
-                    f"the weights file {path.name!r} that {index_path} names is missing; copy it into {directory}"
+                    f"the weights file {shown(path.name)} that {index_path} names is missing; copy it into {directory}"
                 )
         return paths
     if (directory / "model.safetensors").is_file():
