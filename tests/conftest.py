@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Without a GPU, kernels are run by Triton's interpreter; Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # One thread per process: small models are slower with more, and sums come out in one order.
 torch.set_num_threads(1)
 

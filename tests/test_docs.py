@@ -339,7 +339,7 @@ def test_limits_and_defaults_on_the_page_of_the_server_are_those_of_the_code() -
         f"| `logprobs`, `top_logprobs`, `prompt_logprobs` | {protocol.MAX_LOGPROBS} |",
         f"| requests that run at once | {args.max_num_seqs} |",
         f"| {args.step_tokens} on a CPU, ",
-        f"| from the memory; {args.page_size} |",
+        f"| from the memory; {args.tokens_per_page} on a CPU, ",
     ):
         assert row in page
 

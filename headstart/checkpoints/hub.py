@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from headstart.checkpoints.default import embedded_checkpoints
 from headstart.errors import CheckpointError
 
 # Only what is read: no weights in other formats, and none of the originals that some repositories keep beside
@@ -12,11 +13,12 @@ _IGNORED_PATTERNS = ["consolidated*", "original/*"]
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The directory of a checkpoint: itself, or the local copy of an id on the Hugging Face hub.
+    """The directory of a checkpoint: itself, one that comes with the package, or the local copy of an id on the
+    Hugging Face hub.
 
     Args:
-        name_or_path: a directory, or an id such as `Qwen/Qwen2.5-0.5B-Instruct`, which is downloaded unless
-            it is cached.
+        name_or_path: a directory, a name of `embedded_checkpoints`, or an id such as `Qwen/Qwen2.5-0.5B-Instruct`,
+            which is downloaded unless it is cached.
 
     Raises:
         CheckpointError: there is no such directory or id, it needs permission, or the hub cannot be reached.
@@ -28,6 +30,9 @@ def resolve(name_or_path: str | Path) -> Path:
     if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file; give the checkpoint directory that holds it")
     name = str(name_or_path)
+    embedded = embedded_checkpoints()
+    if name in embedded:
+        return embedded[name]
     if isinstance(name_or_path, Path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise CheckpointError(f"there is no directory {name!r}, and it is no hub id, which looks like 'owner/name'")
     return _download(name)

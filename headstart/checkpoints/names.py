@@ -27,6 +27,11 @@ class Piece:
     start: int = 0
     expert: int | None = None
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the tensor holds all experts, one behind the other."""
+        return len(self.shape) == 3
+
 
 def pieces(config: ModelConfig) -> dict[str, Piece]:
     """Every tensor of the architecture's files, in file order: name → place."""

@@ -2,8 +2,10 @@
 
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +21,15 @@ from headstart.errors import CheckpointError
 from headstart.models.config import ModelConfig
 from headstart.models.decoder import Decoder
 from headstart.models.fields import shown
+from headstart.models.parallel import ALONE, Ranks, Share
 
 _RUN_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LISTED = 3
 # Too many of these in a config are found by name and shape, with a better sentence.
 _FEW_WEIGHTS = 10**7
+
+METHOD_FIELD = "headstart_method"
+"""The field of `config.json` that names the method that a checkpoint was trained for, with options as `--use` has."""
 
 
 @dataclass
@@ -53,6 +59,9 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     *,
     skip_tokenizer_init: bool = False,
+    methods: Collection[str] = (),
+    load_format: str = "auto",
+    ranks: Ranks = ALONE,
 ) -> Checkpoint:
     """Load a checkpoint.
 
@@ -65,20 +74,30 @@ def load_checkpoint(
         dtype: the dtype to run in; "auto" is the one that the config names, else float32.
         device: where the weights go.
         skip_tokenizer_init: leave the tokenizer out, for directories that have none.
+        methods: keys of the methods that are to serve it. Weights that were trained for a method are those of no
+            plain model, whatever their shapes.
+        load_format: "auto" reads the weights; "dummy" draws random ones, for measurements: the directory then needs
+            no more than its config.json.
+        ranks: the processes that hold a part of the weights each; only this one's part is read.
 
     Raises:
         CheckpointError: anything wrong with the directory, in one sentence.
+        HeadstartError: the weights cannot be cut in so many parts.
     """
     path = default_checkpoint_path() if name_or_path is None else resolve(name_or_path)
     raw = read_json(path / "config.json")
+    refuse_without_method(raw, str(path), methods)
     config = ModelConfig.from_hf(raw, str(path / "config.json"))
     generation_config = GenerationConfig.from_directory(path, config)
     _refuse_more_than_the_files_hold(config, path)
     tokenizer = None if skip_tokenizer_init else Tokenizer.from_directory(path)
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, path)
-    decoder = Decoder(config, run_dtype(dtype, config), device)
-    load_weights(decoder, path)
+    decoder = _empty_decoder(config, run_dtype(dtype, config), device, ranks)
+    if load_format == "dummy":
+        randomise_weights(decoder)
+    else:
+        load_weights(decoder, path)
     return Checkpoint(
         path=path,
         name=_name(name_or_path, path),
@@ -87,6 +106,43 @@ def load_checkpoint(
         tokenizer=tokenizer,
         generation_config=generation_config,
     )
+
+
+def refuse_without_method(raw: dict[str, Any], where: str, methods: Collection[str]) -> None:
+    """Refuse weights that were trained for a method which is not among these.
+
+    Raises:
+        CheckpointError: the config names such a method.
+    """
+    key = str(raw.get(METHOD_FIELD, "")).partition(":")[0]
+    if key and key not in methods:
+        raise CheckpointError(
+            f"{where} was trained for the method {key} and answers wrongly without it: add --use {key}"
+        )
+
+
+def _empty_decoder(config: ModelConfig, dtype: torch.dtype, device: torch.device | str, ranks: Ranks) -> Decoder:
+    """A decoder whose weights are to be filled."""
+    try:
+        return Decoder(config, dtype, device, ranks)
+    except torch.OutOfMemoryError:
+        wanted = sum(parameter.nbytes for parameter in Decoder(config, dtype, "meta", ranks).parameters())
+        free, _ = torch.cuda.mem_get_info(device)
+        raise CheckpointError(
+            f"the weights take {wanted:,} bytes as {dtype}, and {device} has {free:,} free; "
+            "load them in a smaller dtype, or give the model more GPUs"
+        ) from None
+
+
+@torch.no_grad()
+def randomise_weights(decoder: Decoder, seed: int = 0, std: float = 0.02) -> None:
+    """Fill a decoder with weights that cost what real ones cost: matrices normal(0, std), norms one, biases zero."""
+    generator = torch.Generator(decoder.embedding.weight.device).manual_seed(seed)
+    for name, parameter in decoder.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, std, generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def run_dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:
@@ -108,8 +164,14 @@ def run_dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:
 
 
 @torch.no_grad()
-def load_weights(decoder: Decoder, directory: Path) -> None:
+def load_weights(decoder: Decoder, directory: Path, parameters: dict[str, Tensor] | None = None) -> None:
     """Fill a decoder's parameters from the safetensors files of a directory.
+
+    Args:
+        decoder: the network that the files are of.
+        directory: where they lie.
+        parameters: what to fill instead, by the names of the decoder's parameters; the files need hold no others.
+            Of a decoder that is one of several ranks' they are this rank's parts.
 
     Raises:
         CheckpointError: a file is missing or truncated, or a tensor is missing, unexpected, of another shape,
@@ -117,7 +179,8 @@ def load_weights(decoder: Decoder, directory: Path) -> None:
     """
     places = pieces(decoder.config)
     known = places | stacked_pieces(decoder.config)
-    parameters = dict(decoder.named_parameters())
+    parameters = dict(decoder.named_parameters()) if parameters is None else parameters
+    wanted = {name: piece for name, piece in places.items() if piece.parameter in parameters}
     filled: set[Piece] = set()
     unexpected: list[str] = []
     for path in shard_paths(directory):
@@ -130,11 +193,14 @@ def load_weights(decoder: Decoder, directory: Path) -> None:
                 if piece is None:
                     unexpected.append(name)
                     continue
+                if piece.parameter not in parameters:
+                    continue
                 _check_shape(name, entry, piece, path)
-                _copy(shard, name, piece, parameters[piece.parameter])
+                share = decoder.ranks.share(decoder.config, piece.parameter)
+                _copy(shard, name, piece, parameters[piece.parameter], share)
                 filled.add(piece)
-    whole = {piece.parameter for piece in filled if piece.shape == parameters[piece.parameter].shape}
-    missing = [name for name, piece in places.items() if piece not in filled and piece.parameter not in whole]
+    whole = {piece.parameter for piece in filled if piece.stacked}
+    missing = [name for name, piece in wanted.items() if piece not in filled and piece.parameter not in whole]
     for problem, names in (("lack", missing), ("hold the unexpected", unexpected)):
         if names:
             raise CheckpointError(
@@ -205,21 +271,27 @@ def _check_shape(name: str, entry: Entry, piece: Piece, path: Path) -> None:
         )
 
 
-def _copy(shard: Shard, name: str, piece: Piece, parameter: Tensor) -> None:
-    target = parameter if piece.expert is None else parameter[piece.expert]
-    for first, rows in shard.slices(name):
-        # A sum is not finite when a term is not, at a fraction of the cost of testing each.
-        if not math.isfinite(rows.sum().item()) and not bool(rows.isfinite().all()):
-            raise CheckpointError(
-                f"tensor {name!r} in {shard.path} holds NaN or infinity; the checkpoint is damaged or its "
-                "training diverged"
-            )
-        into = target[piece.start + first : piece.start + first + rows.shape[0]]
-        into.copy_(rows)
-        if into.dtype == torch.float16 and not bool(into.isfinite().all()):
-            raise CheckpointError(
-                f"tensor {name!r} in {shard.path} has numbers too large for float16; run it in bfloat16 or float32"
-            )
+def _copy(shard: Shard, name: str, piece: Piece, parameter: Tensor, share: Share) -> None:
+    """Copy what this rank holds of a tensor to its place in the parameter."""
+    for index in range(piece.shape[0]) if piece.stacked else (None,):
+        number = piece.expert if index is None else index
+        target = parameter if number is None else parameter[number]
+        for first, stop, at in share.spans(piece.start, piece.shape[0 if index is None else 1]):
+            for offset, rows in shard.slices(name, (first, stop), share.columns, index):
+                _copy_rows(shard, name, rows, target[at + offset : at + offset + rows.shape[0]])
+
+
+def _copy_rows(shard: Shard, name: str, rows: Tensor, into: Tensor) -> None:
+    # A sum is not finite when a term is not, at a fraction of the cost of testing each.
+    if not math.isfinite(rows.sum().item()) and not bool(rows.isfinite().all()):
+        raise CheckpointError(
+            f"tensor {name!r} in {shard.path} holds NaN or infinity; the checkpoint is damaged or its training diverged"
+        )
+    into.copy_(rows)
+    if into.dtype == torch.float16 and not bool(into.isfinite().all()):
+        raise CheckpointError(
+            f"tensor {name!r} in {shard.path} has numbers too large for float16; run it in bfloat16 or float32"
+        )
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:

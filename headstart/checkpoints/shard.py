@@ -76,20 +76,40 @@ class Shard:
         # Slices handed out may still be referenced by a caller's frame; the mapping goes when they do.
         self._file.close()
 
-    def slices(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """A tensor in slices along its first dimension: `(first row, rows)`, good until the next is taken."""
+    def slices(
+        self,
+        name: str,
+        rows: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None,
+        index: int | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """A tensor, or a part of it, in slices along its first dimension; nothing else of the file is read.
+
+        Args:
+            name: the tensor.
+            rows: `(start, stop)` along the first dimension; None is all.
+            columns: `(start, stop)` along the last dimension; None is all.
+            index: take this one of the tensors that are stacked along the first dimension.
+
+        Yields:
+            The first row of a slice, counted from the start of `rows`, and the slice, good until the next is taken.
+        """
         entry = self.entries[name]
-        if not math.prod(entry.shape):
+        shape = [*entry.shape] or [1]
+        start, size = entry.start, entry.stop - entry.start
+        if index is not None:
+            shape, start, size = shape[1:], start + size // shape[0] * index, size // shape[0]
+        low, high = rows or (0, shape[0])
+        if not size:
             return
-        rows = entry.shape[0] if entry.shape else 1
-        row_shape = entry.shape[1:]
-        row_bytes = (entry.stop - entry.start) // rows
+        row_bytes = size // shape[0]
         step = max(1, _SLICE_BYTES // row_bytes)
-        for first in range(0, rows, step):
-            count = min(step, rows - first)
-            offset = entry.start + first * row_bytes
-            flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count * math.prod(row_shape), offset=offset)
-            yield first, flat.view(count, *row_shape) if entry.shape else flat.view(())
+        for first in range(low, high, step):
+            count = min(step, high - first)
+            offset = start + first * row_bytes
+            flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count * math.prod(shape[1:]), offset=offset)
+            found = flat.view(count, *shape[1:]) if entry.shape else flat.view(())
+            yield first - low, found if columns is None else found[..., slice(*columns)]
             self._release(offset, count * row_bytes)
 
     def _release(self, offset: int, size: int) -> None:

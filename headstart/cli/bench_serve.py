@@ -133,7 +133,7 @@ def serve(
     if capacity:
         check_searchable(settings)
     options = _server_options(engine, checkpoint, url)
-    directory = _new_directory(out)
+    directory = new_directory(out)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _server(options, url, engine.model is None and checkpoint is None, console) as address:
         key = api_key if url is not None else None
@@ -162,7 +162,7 @@ def _server_options(engine: EngineOptions, checkpoint: str | None, url: str | No
     return arguments
 
 
-def _new_directory(out: Path | None) -> Path:
+def new_directory(out: Path | None) -> Path:
     """Where the result goes; never over an earlier one."""
     directory = out or Path(time.strftime("bench-serve-%Y%m%d-%H%M%S"))
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -184,7 +184,7 @@ def _server(options: list[str], url: str | None, tiny: bool, console: Console) -
         yield served.url
 
 
-class _Display:
+class Display:
     """Lines above a line that lives. It is redrawn once a second, for it shares the cores with what is measured."""
 
     def __init__(self, console: Console) -> None:
@@ -192,7 +192,7 @@ class _Display:
         self._progress = Progress(*columns, console=console, refresh_per_second=1, transient=True)
         self._task = self._progress.add_task("warming up")
 
-    def __enter__(self) -> "_Display":
+    def __enter__(self) -> "Display":
         self._progress.start()
         return self
 
@@ -222,7 +222,7 @@ def _load(
     """One load."""
     from headstart.evaluation.load.run import run_load
 
-    with _Display(console) as display:
+    with Display(console) as display:
         result = run_load(settings, url, api_key=key, file=directory / "load.jsonl", observer=display)
     _write(directory / "load.json", result.to_json())
     # Who has pressed Ctrl-C does not want to wait for a picture.
@@ -242,7 +242,7 @@ def _search(
     from headstart.evaluation.load.capacity import find_capacity, forecast
 
     console.print(forecast(settings))
-    with _Display(console) as display:
+    with Display(console) as display:
         found = find_capacity(settings, url, api_key=key, directory=directory, observer=display)
     _write(directory / "capacity.json", found.to_json())
     if as_json:

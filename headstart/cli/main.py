@@ -18,6 +18,7 @@ from headstart.cli.export import export
 from headstart.cli.generate import generate
 from headstart.cli.ledger import app as ledger
 from headstart.cli.methods import methods
+from headstart.cli.plan import plan
 from headstart.cli.serve import serve
 from headstart.cli.train import train
 from headstart.errors import HeadstartError
@@ -36,6 +37,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(serve)
 app.command()(methods)
+app.command()(plan)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 app.add_typer(ledger, name="ledger")

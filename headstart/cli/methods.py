@@ -284,7 +284,7 @@ def _commands(card: "MethodCard") -> list[str]:
     return {
         "inference": [f"headstart generate --use {_use(card)}", bench],
         "training": [f"headstart train RECIPE --use {_use(card)}", bench],
-        "analysis": [bench],
+        "analysis": list(getattr(card.implementation, "commands", ())) or [bench],
     }[card.kind]
 
 

@@ -48,6 +48,17 @@ class EngineOptions:
     device: Annotated[
         str | None, _engine(help="cpu, cuda or cuda:N. [default: a CUDA device if there is one, or else the CPU]")
     ] = None
+    load_format: Annotated[
+        str | None, _engine(help="auto, or dummy: random weights, to measure speed by a config alone. [default: auto]")
+    ] = None
+    quantization: Annotated[
+        str | None,
+        _engine(help="Keep the layers' weights in eight bits, fp8 or int8: half the memory, other answers."),
+    ] = None
+    kv_cache_dtype: Annotated[
+        str | None,
+        _engine(help="Of cached keys and values: auto, float32, bfloat16, float16 or fp8_e4m3. [default: the run's]"),
+    ] = None
     max_model_len: Annotated[int | None, _engine(help="Longest prompt and output together, in tokens.")] = None
     max_num_seqs: Annotated[int | None, _engine(help="Most requests that run at once.")] = None
     max_num_batched_tokens: Annotated[int | None, _engine(help="Most tokens in one step.")] = None
@@ -60,7 +71,9 @@ class EngineOptions:
             show_default=False,
         ),
     ] = None
-    page_size: Annotated[int | None, _engine(help="Tokens in one page of the KV cache.")] = None
+    page_size: Annotated[
+        int | None, _engine(help="Tokens in one page of the KV cache. [default: 16 on a CPU, 64 on a GPU]")
+    ] = None
     num_pages: Annotated[int | None, _engine(help="Pages in the KV cache. [default: from --kv-cache-memory]")] = None
     kv_cache_memory: Annotated[
         int | None,
@@ -77,6 +90,27 @@ class EngineOptions:
             help="Keep cached keys beyond the KV cache, as cpu=2GB,disk=PATH:10GB or one of them; those on disk "
             "survive a restart.",
         ),
+    ] = None
+
+    async_scheduling: Annotated[
+        bool | None,
+        _engine(
+            "--async-scheduling/--no-async-scheduling",
+            help="Start a step before the tokens of the last one are known on the host. [default: on a GPU]",
+        ),
+    ] = None
+    enforce_eager: Annotated[
+        bool | None,
+        _engine("--enforce-eager", help="Capture no CUDA graphs: start faster, decode slower.", show_default=False),
+    ] = None
+
+    tensor_parallel_size: Annotated[
+        int | None, _engine(help="Cut the model over so many devices, with a process for each. [default: 1]")
+    ] = None
+
+    all_reduce_chunks: Annotated[
+        int | None,
+        _engine(help="Sum products over those devices in so many parts, each while the next is computed. [default: 1]"),
     ] = None
 
     def load(self) -> "LLM":

@@ -15,7 +15,7 @@ from headstart.cli.serve_options import ConnectionOptions, LimitOptions
 if TYPE_CHECKING:
     from headstart.engine.client import EngineClient
 
-_SERVER = "Server"
+_SERVER, _CLUSTER = "Server", "Cluster"
 _KEY_VARIABLE = "HEADSTART_API_KEY"
 
 
@@ -28,13 +28,6 @@ class LogLevel(StrEnum):
     INFO = "info"
     DEBUG = "debug"
     TRACE = "trace"
-
-
-class SchedulingPolicy(StrEnum):
-    """vLLM's policies."""
-
-    FCFS = "fcfs"
-    PRIORITY = "priority"
 
 
 @with_options
@@ -73,13 +66,30 @@ def serve(
         typer.Option(help="Of the draws of requests that bring no seed of their own.", rich_help_panel="Engine"),
     ] = None,
     scheduling_policy: Annotated[
-        SchedulingPolicy,
+        str,
         typer.Option(
             help="Who starts first: fcfs in order of arrival; priority by the requests' field `priority`, lowest "
-            "first.",
+            "first (priority:aging=SECONDS says what a level is worth in waiting); fair whose key was served least; "
+            "cache-aware who finds most of its prompt in the cache.",
             rich_help_panel="Engine",
         ),
-    ] = SchedulingPolicy.FCFS,
+    ] = "fcfs",
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many engines behind a router that knows which of them has read what.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    disaggregate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARTS",
+            help="Engines that read prompts and engines that write answers, as prefill=1,decode=1.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
     engine_process: Annotated[
         bool,
         typer.Option(
@@ -107,9 +117,10 @@ def serve(
         headstart serve DIR --port 8080 --api-key SECRET
         headstart serve DIR --tenants tenants.yaml --max-queued-requests 256
         headstart serve Qwen/Qwen2.5-0.5B --use sarathi-serve:chunk=512
+        headstart serve DIR --replicas 2
+        headstart serve DIR --disaggregate prefill=1,decode=1
     """
-    from headstart.engine.async_engine import AsyncEngine
-    from headstart.engine.process import ProcessEngine
+    from headstart.engine.waiting import line_of
     from headstart.server.app import create_app
     from headstart.server.run import Tls, bind, run_server
     from headstart.server.tracing import tracing_to
@@ -118,6 +129,7 @@ def serve(
     keys = api_key or ([""] if _KEY_VARIABLE in os.environ else [])
     tenants = limits.read(keys)
     tracing = tracing_to(connection.otlp_traces_endpoint)
+    line_of(scheduling_policy)
     tls = Tls.of(connection.ssl_keyfile, connection.ssl_certfile)
     # The port first: a model can take minutes to load, only to find that nobody could reach it.
     listener = bind(host, port)
@@ -126,8 +138,8 @@ def serve(
         settings["model"] = checkpoint
     if seed is not None:
         settings["seed"] = seed
-    settings["scheduling_policy"] = scheduling_policy.value
-    loaded = (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
+    settings["scheduling_policy"] = scheduling_policy
+    loaded = _load(settings, replicas, disaggregate, engine_process)
     app = create_app(
         loaded,
         served_model_name=served_model_name,
@@ -143,10 +155,29 @@ def serve(
     run_server(app, listener, shutdown_timeout=shutdown_timeout, log_level=log_level.value, tls=tls)
 
 
+def _load(
+    settings: dict[str, Any], replicas: int | None, disaggregate: str | None, engine_process: bool
+) -> "EngineClient":
+    """The engine or the engines."""
+    from headstart.cluster.launch import Disaggregation, PlacementError, start_disaggregated, start_replicas
+    from headstart.engine.async_engine import AsyncEngine
+    from headstart.engine.process import ProcessEngine
+
+    if replicas is not None and disaggregate is not None:
+        raise PlacementError("replicas do everything, and --disaggregate parts it: leave out one of them")
+    if (replicas or disaggregate) and not engine_process:
+        raise PlacementError("the engines of a cluster are processes of their own: leave out --no-engine-process")
+    if disaggregate is not None:
+        return start_disaggregated(Disaggregation.parse(disaggregate), settings)
+    if replicas is not None:
+        return start_replicas(replicas, settings)
+    return (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
+
+
 def _announce(engine: "EngineClient", name: str, scheme: str, host: str, port: int, keyed: bool) -> None:
     """Say what is served where, and how to try it."""
     address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    exactness = "exact" if engine.exact else "not exact: a method in force changes the model's distribution"
+    exactness = "exact" if engine.exact else "not exact: a method or setting changes the model's distribution"
     key = ' -H "Authorization: Bearer $HEADSTART_API_KEY"' if keyed else ""
     body = shlex.quote(json.dumps({"model": name, "prompt": "Once upon a time", "max_tokens": 32}))
     out = Console(highlight=False, soft_wrap=True)

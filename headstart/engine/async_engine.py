@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import Future
+from operator import attrgetter
 from typing import Any
 
 from headstart.checkpoints.generation import GenerationConfig
@@ -11,6 +12,7 @@ from headstart.engine.args import EngineArgs
 from headstart.engine.client import EngineClient, Item, Submission
 from headstart.engine.engine import Engine
 from headstart.engine.loop import EngineLoop
+from headstart.engine.ranks import start_engine
 from headstart.engine.stats import EngineStats
 from headstart.errors import HeadstartError
 
@@ -35,7 +37,7 @@ class AsyncEngine(EngineClient):
     @classmethod
     def from_model(cls, model: str | None = None, **settings: Any) -> "AsyncEngine":
         """Load a model; the settings are the fields of `EngineArgs`."""
-        return cls(Engine(EngineArgs(model=model, **settings)))
+        return cls(start_engine(EngineArgs(model=model, **settings)))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -73,6 +75,9 @@ class AsyncEngine(EngineClient):
         pending: Future[Any] = Future()
         self._loop.call(name, arguments, pending)
         return await asyncio.wrap_future(pending)
+
+    async def peek(self, name: str, *arguments: Any) -> Any:
+        return attrgetter(name)(self.engine)(*arguments)
 
     async def drain(self) -> None:
         await super().drain()

@@ -3,12 +3,14 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft
 from headstart.ops.attention import RaggedLayout
+from headstart.ops.staging import to_device
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Allotment:
     @property
     def completes(self) -> bool:
         """Whether the sequence will have computed all that it knows, so that its next token can be sampled."""
-        return self.sequence.num_computed + self.num_tokens == len(self.sequence.tokens)
+        return self.num_tokens == self.sequence.num_uncomputed
 
 
 @dataclass(frozen=True)
@@ -61,30 +63,21 @@ class TokenBatch:
     allotments: list[Allotment]
 
     @classmethod
-    def build(cls, allotments: Seq[Allotment], page_size: int, device: torch.device) -> "TokenBatch":
-        """Lay the allotments' next tokens out in one list; their pages must be reserved."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        lengths: list[int] = []
-        logit_rows: list[int] = []
-        for allotment in allotments:
-            sequence, share = allotment.sequence, allotment.num_tokens
-            start = sequence.num_computed
-            end = start + allotment.num_rows
-            top = len(token_ids)
-            token_ids += [*sequence.tokens[start : start + share], *allotment.guesses]
-            positions += range(start, end)
-            prompt = min(max(sequence.num_prompt - start, 0), share)
-            lengths += [sequence.num_prompt] * prompt
-            lengths += range(start + prompt + 1, end + 1)
-            if sequence.wants_prompt_rows and start < sequence.num_prompt:
-                logit_rows += range(top, top + share)
-            elif allotment.completes:
-                logit_rows += range(top + share - 1, top + allotment.num_rows)
+    def build(
+        cls, allotments: Seq[Allotment], page_size: int, device: torch.device, drawn: Tensor | None = None
+    ) -> "TokenBatch":
+        """Lay the allotments' next tokens out in one list; their pages must be reserved.
 
-        def indices(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
-
+        Args:
+            allotments: who takes part, and with how much.
+            page_size: tokens per page.
+            device: where the model runs.
+            drawn: int64 `[N]`, the tokens of the step before while they are on the device only; a sequence's
+                `draw_row` says which is its own.
+        """
+        rows = _Rows(len(allotments))
+        for number, allotment in enumerate(allotments):
+            rows.add(number, allotment)
         layout = RaggedLayout(
             [a.num_rows for a in allotments],
             [a.sequence.kv_length + a.num_rows for a in allotments],
@@ -92,11 +85,48 @@ class TokenBatch:
             page_size,
             device,
         )
-        return cls(
-            indices(token_ids),
-            indices(positions),
-            indices(lengths),
-            layout,
-            indices(logit_rows),
-            list(allotments),
-        )
+        return rows.batch(layout, list(allotments), drawn)
+
+
+class _Rows:
+    """A batch of S sequences in the making. Nothing here loops over tokens: a long chunk would feel it."""
+
+    def __init__(self, num_sequences: int) -> None:
+        self.token_ids: list[int] = []
+        self.logit_rows: list[int] = []
+        # Rows whose token is on the device only, and its place there.
+        self.unknown: list[int] = []
+        self.sources: list[int] = []
+        # Per sequence: rows, the place of the first in it and in the batch, and the prompt's length.
+        self.shape = np.zeros((4, num_sequences), dtype=np.int64)
+
+    def add(self, number: int, allotment: Allotment) -> None:
+        """Append an allotment's rows."""
+        sequence, share, count = allotment.sequence, allotment.num_tokens, allotment.num_rows
+        start, top = sequence.num_computed, len(self.token_ids)
+        self.token_ids += sequence.tokens[start : start + share]
+        self.token_ids += allotment.guesses
+        if len(self.token_ids) < top + count:
+            self.unknown.append(len(self.token_ids))
+            self.sources.append(sequence.draw_row)
+            self.token_ids.append(0)
+        self.shape[:, number] = count, start, top, sequence.num_prompt
+        if sequence.wants_prompt_rows and start < sequence.num_prompt:
+            self.logit_rows += range(top, top + share)
+        elif allotment.completes:
+            self.logit_rows += range(top + share - 1, top + count)
+
+    def batch(self, layout: RaggedLayout, allotments: list[Allotment], drawn: Tensor | None) -> TokenBatch:
+        """All rows in one copy to the device."""
+        counts, starts, tops, prompts = self.shape
+        positions = np.arange(len(self.token_ids)) + np.repeat(starts - tops, counts)
+        prompts = np.repeat(prompts, counts)
+        lengths = np.where(positions < prompts, prompts, positions + 1)
+        lists = (self.token_ids, self.logit_rows, self.unknown, self.sources)
+        parts = [positions, lengths, *(np.array(values, dtype=np.int64) for values in lists)]
+        packed = to_device(np.concatenate(parts), layout.device).split([len(part) for part in parts])
+        positions, lengths, token_ids, logit_rows, unknown, sources = packed
+        if self.unknown:
+            assert drawn is not None, "a token is on the device only, but the step that drew it is not at hand"
+            token_ids.index_copy_(0, unknown, drawn.index_select(0, sources))
+        return TokenBatch(token_ids, positions, lengths, layout, logit_rows, allotments)

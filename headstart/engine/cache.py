@@ -16,7 +16,7 @@ from torch import Tensor
 from headstart.engine.radix import Node, PrefixTree, Tokens
 from headstart.engine.seams import KVStore, LayerKV, PageLease
 from headstart.engine.tiers import Tiers, page_keys, root_key
-from headstart.ops.attention import write_kv
+from headstart.ops.write_kv import write_kv
 
 # What a process may take at its end to write down what it has cached.
 _FLUSH_SECONDS = 20.0
@@ -125,6 +125,10 @@ class PagedKVStore(KVStore):
             lease = Lease(self, node, pages, len(pages))
         self._leases.add(lease)
         return lease
+
+    def num_found(self, namespace: str | None, tokens: Tokens) -> int:
+        """How many of these tokens' keys could be reused now; changes nothing."""
+        return 0 if namespace is None else self.tree.num_shared(namespace, tokens) * self.page_size
 
     def use_tiers(self, tiers: Tiers) -> None:
         """Let evicted pages go to `tiers`, and come back on a hit."""

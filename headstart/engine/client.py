@@ -4,7 +4,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -13,7 +13,7 @@ from uuid import uuid4
 from headstart.checkpoints.generation import GenerationConfig
 from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.engine.intake import Prompt
-from headstart.engine.outputs import CompletionOutput, RequestOutput
+from headstart.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.stats import EngineStats
 from headstart.errors import HeadstartError, InvalidRequestError
@@ -30,8 +30,25 @@ class EngineDeadError(HeadstartError):
 
 
 @dataclass(frozen=True)
+class Written:
+    """What another engine has written of one output before this one goes on with it.
+
+    Attributes:
+        token_ids: of the output so far.
+        logprobs: beside each of them; None if the request wants none.
+        sent, characters: tokens and characters of them that its reader has been sent.
+    """
+
+    token_ids: list[int]
+    logprobs: list[dict[int, Logprob]] | None = None
+    sent: int = 0
+    characters: int = 0
+
+
+@dataclass(frozen=True)
 class Submission:
-    """A request on its way to the engine; `key` is unique among all that this client has sent."""
+    """A request on its way to the engine; `key` is unique among all that this client has sent. `written` holds what
+    there is of its outputs already, in their order."""
 
     key: int
     request_id: str
@@ -39,6 +56,7 @@ class Submission:
     params: SamplingParams
     cache_salt: str | None
     arrival_time: float
+    written: tuple[Written, ...] = ()
 
 
 class OutputStream:
@@ -175,6 +193,14 @@ class EngineClient(ABC):
         """
 
     @abstractmethod
+    async def peek(self, name: str, *arguments: Any) -> Any:
+        """Call a method of the `Engine` at once, beside the step that runs; it must be safe from any thread.
+
+        Raises:
+            EngineDeadError: the engine is gone.
+        """
+
+    @abstractmethod
     async def shutdown(self) -> None:
         """Stop the engine; requests that still run are aborted."""
 
@@ -198,6 +224,7 @@ class EngineClient(ABC):
         *,
         cache_salt: str | None = None,
         arrival_time: float | None = None,
+        written: Sequence[Written] = (),
     ) -> AsyncGenerator[RequestOutput, None]:
         """Run a request; yields as its `output_kind` says, the last item has `finished`.
 
@@ -210,6 +237,7 @@ class EngineClient(ABC):
             request_id: a name of your own, for `abort`.
             cache_salt: requests share cached keys only with requests of the same salt.
             arrival_time: when the request came, in seconds of `time.monotonic()` (default: now).
+            written: what another engine has written of each output; the answer goes on behind it.
 
         Raises:
             InvalidRequestError: the request cannot be served.
@@ -226,7 +254,7 @@ class EngineClient(ABC):
         self._streams[key] = stream
         finished = False
         try:
-            self._submit(Submission(key, request_id, prompt, sampling_params, cache_salt, arrival_time))
+            self._submit(Submission(key, request_id, prompt, sampling_params, cache_salt, arrival_time, tuple(written)))
             while not finished:
                 item = await stream.get()
                 if isinstance(item, BaseException):

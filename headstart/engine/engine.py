@@ -2,21 +2,23 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.checkpoints.reader import Checkpoint, load_checkpoint
+from headstart.checkpoints.reader import Checkpoint, load_checkpoint, refuse_without_method
 from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
+from headstart.engine.draws import Draws
+from headstart.engine.flight import Drawn, StepInFlight
+from headstart.engine.group import Group
 from headstart.engine.intake import Prompt
-from headstart.engine.outputs import RequestOutput
+from headstart.engine.memory import step_bytes
+from headstart.engine.outputs import Logprob, RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.planner import StepPlanner
 from headstart.engine.preparation import Preparation
@@ -24,21 +26,23 @@ from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.rows import HiddenRows
 from headstart.engine.runner import Runner
-from headstart.engine.sampler import Guess, Sampled, Sampler
-from headstart.engine.scheduler import ByPriority
+from headstart.engine.sampler import Sampled, Sampler
 from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Retention, Verifier
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.stats import EngineStats
 from headstart.engine.tiered import add_tiers
+from headstart.engine.waiting import line_of
 from headstart.engine.watch import Watch
-from headstart.errors import InvalidRequestError, MethodError
+from headstart.errors import HeadstartError, InvalidRequestError, MethodError
 from headstart.models.decoder import Decoder
 from headstart.models.layers import Linear
 from headstart.ops.linear import widening_pays_from
 
 # Keeps the draws of a request's several outputs apart; the odd constant of splitmix64.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
+# Slots whose methods see the cache's tensors.
+_READ_KEYS = ("attention.", "selector.", "retention", "kv_layout", "kv_store", "prefill", "drafter")
 
 
 class Engine:
@@ -47,18 +51,35 @@ class Engine:
     Args:
         args: the settings.
         checkpoint: a model that is already loaded; default: the one that `args` names.
+        group: the other ranks' engines; default: this one has the whole model. `start_engine` makes what `args` ask.
 
     Raises:
         HeadstartError: a checkpoint, method or setting that cannot be used, in one sentence.
     """
 
-    def __init__(self, args: EngineArgs, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(self, args: EngineArgs, checkpoint: Checkpoint | None = None, group: Group | None = None) -> None:
         self.args = args
-        self.stack = Stack(args.use)
+        self.group = group or Group()
+        ranks = self.group.ranks
+        if ranks.size != args.tensor_parallel_size:
+            raise HeadstartError("an engine of several ranks is made by start_engine, which starts the others")
+        self.stack = Stack(args.use, ranks.size)
+        if args.quantization is not None and (linear := self.stack.optional("linear", LinearOp)) is not None:
+            raise MethodError(
+                f"{linear.card.key} decides how weights are applied, as quantization does: use one of them"  # type: ignore[attr-defined]
+            )
+        keys = [item.card.key for item in self.stack.methods]
         self.checkpoint = checkpoint or load_checkpoint(
-            args.model, args.dtype, args.device, skip_tokenizer_init=args.skip_tokenizer_init
+            args.model,
+            args.dtype,
+            args.device,
+            skip_tokenizer_init=args.skip_tokenizer_init,
+            methods=keys,
+            load_format=args.load_format,
+            ranks=ranks,
         )
-        if checkpoint is not None and self.stack.optional("linear", LinearOp) is not None:
+        refuse_without_method(self.checkpoint.config.raw, self.checkpoint.name, keys)
+        if checkpoint is not None and (args.quantization or self.stack.filled("linear")):
             # The caller's model stays as it is: only a copy of its modules, around the same weights, is taken over.
             self.checkpoint = replace(checkpoint, decoder=checkpoint.decoder.with_same_weights())
         decoder = self.checkpoint.decoder
@@ -66,25 +87,38 @@ class Engine:
         self.vocab_size = self.checkpoint.config.vocab_size
         self.eos_ids = self.checkpoint.generation_config.eos_token_ids
         device = torch.device(args.device)
-        self.stack.start(self.checkpoint)
-        self._speculation = Speculation.of(self.stack)
+        self.stack.start(self.checkpoint, args.lossy_settings(decoder.dtype))
+        if args.quantization is not None:
+            decoder.quantize(args.quantization)
+        self._speculation = Speculation.of(self.stack, self.group)
         drafter = None if self._speculation is None else self._speculation.drafter
-        layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
+        kept = args.kv_dtype(decoder.dtype)
+        if kept != decoder.dtype:
+            self._refuse_readers_of_keys()
+        layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, kept)
         sized = layers if drafter is None else [*layers, *drafter.layers()]
-        num_pages, self.max_model_len = args.cache_size(sized, self.checkpoint.config)
+        config = self.checkpoint.config
+        longest = min(args.max_model_len or config.max_position, config.max_extended_position)
+        taken = step_bytes(decoder, args.step_tokens, args.max_num_seqs, longest)
+        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken), device=device)
         if drafter is not None:
-            drafter.allocate(num_pages, args.page_size, self.max_model_len)
-        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.page_size, device)
+            drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
+        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)
         if args.kv_tier is not None:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
-        inner = self.stack.scheduler
-        self._scheduler = ByPriority(inner) if args.scheduling_policy == "priority" else inner
+        self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
-        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts)
+        line = line_of(args.scheduling_policy)
+        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts, line)
+        if self._speculation is not None:
+            self.planner.guesses = self._speculation.plan
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
         self.sampler = Sampler(
-            self.eos_ids, (lambda token: "") if texts is None else texts.text, self.stack.get("verifier", Verifier)
+            self.eos_ids,
+            (lambda token: "") if texts is None else texts.text,
+            self.stack.get("verifier", Verifier),
+            ranks,
         )
         self.requests: dict[str, Request] = {}
         # Requests whose tokens could not be taken, where somebody ends them; otherwise the step raises.
@@ -99,13 +133,20 @@ class Engine:
         self._logit_rule = self.stack.optional("logit_rule", LogitRule)
         self.preparation = Preparation(args, self.stack, self.checkpoint, self.max_model_len)
         self._rows = HiddenRows(self.runner, self.sampler)
+        self.draws = Draws(self.runner, self.sampler, self.stack, self._speculation)
+        self.runs_ahead = device.type == "cuda" if args.async_scheduling is None else args.async_scheduling
+        # What looks at every token before the next can be drawn makes each step wait for the last.
+        self._draws_blindly = self._speculation is None and self._retention is None and self._logit_rule is None
+        self._in_flight: StepInFlight | None = None
+        if not args.enforce_eager:
+            self.runner.capture(args.max_num_seqs, self.max_model_len)
         self._random = np.random.default_rng(args.seed)
         self._finished: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
 
     @property
     def exact(self) -> bool:
-        """Whether the methods in force leave the model's distribution unchanged."""
+        """Whether the methods and settings in force leave the model's distribution unchanged."""
         return self.stack.exact
 
     @property
@@ -140,6 +181,7 @@ class Engine:
         """
         if request.request_id in self.requests:
             raise InvalidRequestError(f"a request {request.request_id!r} is already running", "request_id")
+        self.group.tell("submit", request.bare())
         seed = request.params.seed
         seed = int(self._random.integers(2**63)) if seed is None else seed
         for sequence in request.sequences:
@@ -148,11 +190,16 @@ class Engine:
         # The other outputs wait until the first has read the prompt, and then find its keys.
         self.planner.waiting.append(request.sequences[0])
 
+    def take_over(self, sequence: Sequence, token: int, logprobs: dict[int, Logprob] | None) -> None:
+        """Add a token that another engine has drawn for a sequence that does not run yet."""
+        self._append(sequence, Sampled(token, logprobs))
+
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request wherever it stands and free its pages; None if there is no such request."""
         request = self.requests.get(request_id)
         if request is None:
             return None
+        self.group.tell("abort", request_id)
         for sequence in request.sequences:
             if not sequence.finished:
                 self._finish(sequence, "abort")
@@ -160,47 +207,99 @@ class Engine:
         return render(request, self.stack.exact)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step and return what it produced for the requests that want to hear of it."""
+        """Run one step and return what it produced for the requests that want to hear of it.
+
+        With `runs_ahead` the step after it is planned and started first, so that the device has work while the host
+        reads what this one drew. Tokens that are not known yet take part in that by number only.
+        """
+        with self.group.together("step"):
+            step, self._in_flight = self._in_flight, None
+            step = step or self._launch()
+            if step is None:
+                return []
+            if self.runs_ahead and step.drawn is not None:
+                self._in_flight = self._launch(step.drawn)
+            return self._take(step)
+
+    def close(self) -> None:
+        """End the other ranks' engines, if there are any; nothing can be run any more then."""
+        self.group.close()
+
+    def set_back(self) -> None:
+        """Forget the step in flight and preempt everything that runs, so that nothing half-done is left."""
+        self._in_flight = None
         self.planner.begin()
+        for sequence in reversed(list(self.planner.running)):
+            self.planner.preempt(sequence)
+
+    def _launch(self, before: Drawn | None = None) -> StepInFlight | None:
+        """Plan a step and start it; None where there is nothing to do.
+
+        Args:
+            before: what the step before this one drew, while the host does not know it.
+        """
+        self.planner.begin()
+        if self._speculation is not None:
+            self._speculation.begin(len(self.planner.decoding))
         self._scheduler.schedule(self.planner)
         allotments = self.planner.allotments()
         if not allotments:
-            return []
+            return None
         if self._speculation is not None:
             allotments = self._speculation.extend(allotments)
+        self.group.confirm(allotments)
         self._note_start(allotments)
         planned = self.watch.planned(allotments)
-        batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device)
+        drawn = None if before is None else before.tokens
+        batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device, drawn)
         hidden = self.runner.run(batch)
         if self._speculation is not None:
             allotments = self._speculation.add_late(allotments)
-        ready = self._rows.collect(allotments, hidden)
+        due, hidden = self._rows.collect(allotments, hidden)
+        step = StepInFlight(allotments, planned, due, hidden)
+        for allotment in allotments:
+            allotment.sequence.num_computed += allotment.num_tokens
+        if self._draws_blindly and all(allotment.sequence.draws_blindly for allotment in allotments):
+            step.drawn = self._draw_ahead(due, hidden)
         self._totals["steps"] += 1
+        return step
+
+    @torch.inference_mode()
+    def _draw_ahead(self, due: list[Allotment], hidden: Tensor) -> Drawn:
+        """Draw on the device what is due, without looking at it."""
+        sequences = [allotment.sequence for allotment in due]
+        none = torch.empty(0, dtype=torch.int64, device=hidden.device)
+        drawn = Drawn(self.sampler.draw(self.runner.logits(hidden), sequences) if due else none)
+        for row, sequence in enumerate(sequences):
+            sequence.num_ahead, sequence.draw_row = sequence.num_ahead + 1, row
+        return drawn
+
+    def _take(self, step: StepInFlight) -> list[RequestOutput]:
+        """Read what a step has drawn, and end what ends with it."""
         touched: dict[str, Request] = {}
+        allotments = step.standing()
         for allotment in allotments:
             sequence = allotment.sequence
-            sequence.num_computed += allotment.num_tokens
             assert sequence.lease is not None
-            sequence.lease.commit(sequence.tokens, self._num_shareable(sequence))
+            sequence.lease.commit(sequence.tokens, self.stack.num_shareable(sequence))
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
         said = self._totals["generation"]
-        if ready:
-            for sequence, drawn in self._draws(*ready):
-                try:
-                    self._append(sequence, drawn)
-                except Exception as error:
-                    if self.failures is None:
-                        raise
-                    self.failures.append((sequence.request.request_id, error))
-                    continue
-                touched[sequence.request.request_id] = sequence.request
+        for sequence, drawn in self.draws.read(step):
+            try:
+                self._append(sequence, drawn)
+            except Exception as error:
+                if self.failures is None:
+                    raise
+                self.failures.append((sequence.request.request_id, error))
+                continue
+            touched[sequence.request.request_id] = sequence.request
         for allotment in allotments:
             self._drop_keys(allotment.sequence)
         if self._speculation is not None:
             self._speculation.end(self._totals["generation"] - said)
-        self.watch.ran(planned)
+        self.watch.ran(step.planned)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
 
     def stats(self) -> EngineStats:
@@ -228,10 +327,13 @@ class Engine:
             tier_pages_in=self.store.tier_traffic[1],
         )
 
-    def _num_shareable(self, sequence: Sequence) -> int:
-        """How many of the computed tokens have keys that another prompt's own computation would give."""
-        # A lossy decode writes other keys than a lossy prefill of the same tokens.
-        return sequence.num_computed if self.stack.exact else min(sequence.num_computed, sequence.num_prompt)
+    def _refuse_readers_of_keys(self) -> None:
+        """Methods know keys in the run's dtype only."""
+        for item in self.stack.methods:
+            if any(slot.startswith(_READ_KEYS) for slot in item.slots):
+                raise MethodError(
+                    f"{item.card.key} reads cached keys in the run's dtype: leave kv_cache_dtype at auto with it"
+                )
 
     def _bind_weights(self, decoder: Decoder) -> None:
         """Let a `LinearOp` take over the dense weights."""
@@ -259,48 +361,6 @@ class Engine:
                 self._totals["queried"] += sequence.num_prompt
                 self._totals["cached"] += request.num_cached
                 self._totals["prompt"] += sequence.num_prompt
-
-    def _draws(self, due: list[Allotment], hidden: Tensor) -> Iterator[tuple[Sequence, Sampled]]:
-        """Each sequence's next token, and as long as a guess stands the one after it. The caller appends what it gets
-        before it asks for more, since a draw depends on all tokens before it."""
-        logits = self.runner.logits(hidden)
-        first = [0, *accumulate(1 + len(allotment.guesses) for allotment in due)]
-        left = list(range(len(due)))
-        place = 0
-        while left:
-            sequences = [due[i].sequence for i in left]
-            rows = logits
-            if len(left) < len(logits):
-                rows = logits[torch.tensor([first[i] + place for i in left], device=logits.device)]
-            guesses = [_guess(due[i], place) for i in left]
-            standing: list[int] = []
-            for i, guess, drawn in zip(left, guesses, self._sample(rows, sequences, guesses), strict=True):
-                sequence = due[i].sequence
-                stands = guess is not None and drawn.token_id == guess.token
-                computed = place < len(due[i].guesses)
-                if stands:
-                    self._accept(sequence, drawn.token_id, computed)
-                yield sequence, drawn
-                if stands and computed and not sequence.finished:
-                    standing.append(i)
-            left, place = standing, place + 1
-
-    def _accept(self, sequence: Sequence, token: int, computed: bool) -> None:
-        """Take over the keys of a guess that stands and was computed; the token itself is appended as any other."""
-        assert self._speculation is not None and sequence.lease is not None
-        self._speculation.accept(sequence)
-        if not computed:
-            return
-        sequence.num_computed += 1
-        if sequence.num_computed % self.store.page_size == 0:
-            # Now, since the token may be the last and end the lease.
-            sequence.lease.commit([*sequence.tokens, token], self._num_shareable(sequence))
-
-    @torch.inference_mode()
-    def _sample(self, logits: Tensor, sequences: list[Sequence], guesses: list[Guess | None]) -> list[Sampled]:
-        if self._logit_rule is not None:
-            logits = self._logit_rule.apply(logits, sequences)
-        return self.sampler.sample(logits, sequences, guesses)
 
     def _append(self, sequence: Sequence, drawn: Sampled) -> None:
         """Take a drawn token: text, grammar, log-probabilities, and whether the output ends with it."""
@@ -370,14 +430,6 @@ class Engine:
         del self.requests[request.request_id]
         if request.own_namespace and request.namespace is not None:
             self.store.drop(request.namespace)
-
-
-def _guess(allotment: Allotment, place: int) -> Guess | None:
-    """What the allotment guesses at a place, if it reaches so far."""
-    draft = allotment.draft
-    if place == len(allotment.guesses):
-        draft, place = allotment.late, 0
-    return None if draft is None else Guess.of(draft, place, allotment.sequence.num_drafts)
 
 
 def with_output_kind(params: SamplingParams, kind: Any) -> SamplingParams:

@@ -32,12 +32,13 @@ def read_prompt(
                 "a text prompt needs a tokenizer, and this engine runs without one: give token ids", "prompt"
             )
         prompt = tokenization.encode(text, tokenizer, True)
-    if not isinstance(prompt, list | tuple) or not all(type(token) is int for token in prompt):
+    if not isinstance(prompt, list | tuple) or set(map(type, prompt)) - {int}:
         raise InvalidRequestError(f"a prompt is text or a list of token ids, not {type(prompt).__name__}", "prompt")
     if not prompt:
         raise InvalidRequestError("the prompt is empty: there is nothing to continue", "prompt")
-    beyond = next((token for token in prompt if not 0 <= token < vocab_size), None)
-    if beyond is not None:
+    # A long prompt is looked at by loops of the interpreter's own, since nothing is on the device yet meanwhile.
+    if min(prompt) < 0 or max(prompt) >= vocab_size:
+        beyond = next(token for token in prompt if not 0 <= token < vocab_size)
         raise InvalidRequestError(
             f"the prompt has token id {beyond}, but the vocabulary ends at {vocab_size - 1}", "prompt"
         )

@@ -3,10 +3,12 @@
 from collections import deque
 from itertools import count
 
+import torch
+
 from headstart.engine.engine import Engine
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
-from headstart.engine.request import Request, Sequence
+from headstart.engine.request import Request
 
 Failures = list[tuple[str, Exception]]
 # A canary writes one token; a scheduler that has not run it after so many steps is broken.
@@ -44,6 +46,11 @@ class StepGuard:
         try:
             return self.engine.step(), self._own_failures()
         except Exception as error:
+            if self.engine.group.ranks.size > 1:
+                raise  # Ranks that stand in the middle of a step cannot be set back together.
+            if isinstance(error, torch.OutOfMemoryError):
+                # What it holds in pieces too small for this step may do for the next, which has one request only.
+                torch.cuda.empty_cache()
             running = list(dict.fromkeys(sequence.request for sequence in self.engine.planner.running))
             self._recover(error)
             self._suspects = deque(running)
@@ -59,24 +66,27 @@ class StepGuard:
     def _examine(self, suspect: Request) -> tuple[list[RequestOutput], Failures]:
         """A step for one request alone."""
         planner = self.engine.planner
-        others = deque(sequence for sequence in planner.waiting if sequence.request is not suspect)
-        planner.waiting = deque(sequence for sequence in planner.waiting if sequence.request is suspect)
+        line = list(planner.waiting)
+        others = [sequence for sequence in line if sequence.request is not suspect]
+        planner.waiting = planner.waiting.fresh(sequence for sequence in line if sequence.request is suspect)
         if self._written < 0:
             self._written = _written(suspect)
+        ahead, self.engine.runs_ahead = self.engine.runs_ahead, False
         try:
             outputs, failures = self.engine.step(), self._own_failures()
             if suspect.finished or _written(suspect) > self._written:
-                self._set_back()
+                self.engine.set_back()
                 self._next_suspect()
             return outputs, failures
         except Exception as error:
-            self._set_back()
+            self.engine.set_back()
             self.engine.abort(suspect.request_id)
             self._next_suspect()
             self._check(error)
             return [], [(suspect.request_id, error), *self._own_failures()]
         finally:
             planner.waiting.extend(others)
+            self.engine.runs_ahead = ahead
 
     def _next_suspect(self) -> None:
         self._suspects.popleft()
@@ -84,23 +94,16 @@ class StepGuard:
 
     def _recover(self, error: Exception) -> None:
         try:
-            self._set_back()
+            self.engine.set_back()
         except Exception:
             raise error from None
         self._check(error)
 
-    def _set_back(self) -> None:
-        """Preempt everything that runs, so that nothing half-done is left of the step."""
-        planner = self.engine.planner
-        planner.begin()
-        running: list[Sequence] = list(planner.running)
-        for sequence in reversed(running):
-            planner.preempt(sequence)
-
     def _check(self, error: Exception) -> None:
         """Raise `error` unless the engine can write a token for a request of its own."""
         engine, planner = self.engine, self.engine.planner
-        waiting, planner.waiting = planner.waiting, deque()
+        waiting, planner.waiting = planner.waiting, planner.waiting.fresh()
+        ahead, engine.runs_ahead = engine.runs_ahead, False
         request_id = f"canary-{next(self._numbers)}"
         params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True, detokenize=False, output_kind="final")
         try:
@@ -115,6 +118,7 @@ class StepGuard:
         finally:
             engine.abort(request_id)
             planner.waiting.extend(waiting)
+            engine.runs_ahead = ahead
         raise error
 
 

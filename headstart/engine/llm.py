@@ -12,11 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.engine.args import EngineArgs
-from headstart.engine.engine import Engine, with_output_kind
+from headstart.engine.engine import with_output_kind
 from headstart.engine.intake import Prompt
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.pooling import Pooling, unit
+from headstart.engine.ranks import start_engine
 from headstart.engine.request import Request
 from headstart.errors import HeadstartError, InvalidRequestError, did_you_mean
 
@@ -40,7 +41,7 @@ class LLM:
         for name in settings:
             if name not in known:
                 raise HeadstartError(f"LLM has no setting {name!r}{did_you_mean(name, known)}")
-        self.engine = Engine(EngineArgs(model=model, **settings))
+        self.engine = start_engine(EngineArgs(model=model, **settings))
         # One caller at a time: the engine is not for several threads, and users do not always know theirs.
         self._lock = threading.RLock()
         self._ids = count()
@@ -182,6 +183,11 @@ class LLM:
             if (value := getattr(found, name)) is not None
         }
         return SamplingParams(max_tokens=max_tokens, **given)
+
+    def close(self) -> None:
+        """End the processes of a model with several ranks; without it they end with this object."""
+        with self._lock:
+            self.engine.close()
 
     def _run(self, order: list[str], show: bool) -> list[RequestOutput]:
         """Step until all are done."""

@@ -13,6 +13,7 @@ from headstart.engine.client import EngineDeadError, Item, RequestFailedError, S
 from headstart.engine.engine import Engine
 from headstart.engine.isolation import StepGuard
 from headstart.engine.request import Request
+from headstart.engine.resume import resume
 from headstart.errors import HeadstartError, InvalidRequestError
 
 log = logging.getLogger(__name__)
@@ -61,15 +62,21 @@ class EngineLoop:
         self._post(lambda: self._end(key))
 
     def call(self, name: str, arguments: tuple[Any, ...], pending: Future[Any]) -> None:
-        """Call a method of the engine between two steps; `pending` gets its result, or what it raised."""
+        """Call a method of the engine between two steps; `pending` gets its result, or what it raised. A method that
+        returns a future goes on beside the steps, and `pending` gets the future's."""
 
         def work() -> None:
             if not pending.set_running_or_notify_cancel():
                 return
             try:
-                pending.set_result(attrgetter(name)(self.engine)(*arguments))
+                result = attrgetter(name)(self.engine)(*arguments)
             except Exception as error:
                 pending.set_exception(error)
+                return
+            if isinstance(result, Future):
+                result.add_done_callback(lambda done: _pass_on(done, pending))
+            else:
+                pending.set_result(result)
 
         self._post(work)
 
@@ -178,6 +185,8 @@ class EngineLoop:
 
     def _ready(self, submission: Submission, request: Request) -> None:
         self.engine.submit(request)
+        if submission.written:
+            resume(self.engine, request, submission.written)
         self._keys[submission.request_id] = submission.key
         self._ids[submission.key] = submission.request_id
 
@@ -224,6 +233,15 @@ class EngineLoop:
         self._flush()
         if self.errored is None:
             self.engine.store.flush()
+        self.engine.close()
+
+
+def _pass_on(done: Future[Any], pending: Future[Any]) -> None:
+    error = done.exception()
+    if error is None:
+        pending.set_result(done.result())
+    else:
+        pending.set_exception(error)
 
 
 def _told(error: BaseException) -> BaseException:

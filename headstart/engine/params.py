@@ -173,6 +173,11 @@ class SamplingParams:
         return self.temperature == 0
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether logits depend on which tokens came before."""
+        return bool(self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty)
+
+    @property
     def generated(self) -> int:
         """How many outputs are generated, of which `n` are returned."""
         return self.best_of or self.n

@@ -1,10 +1,11 @@
 """What a scheduler fills: one step's tokens, under a budget, with memory reserved and order kept."""
 
-from collections import deque
+from collections.abc import Callable
 
 from headstart.engine.batch import Allotment
 from headstart.engine.request import Sequence
 from headstart.engine.seams import KVStore
+from headstart.engine.waiting import ByArrival, Waiting
 
 # Sarathi-Serve keeps this share of the pages free when it admits, so that running decodes can grow (paper, section 4).
 WATERMARK = 0.01
@@ -13,7 +14,7 @@ WATERMARK = 0.01
 class StepPlanner:
     """The queues, and the step being planned.
 
-    A scheduler reads `running` (in order of admission) and `waiting` (in order of arrival, preempted ones first) and
+    A scheduler reads `running` (in order of admission) and `waiting` (in the order of its policy) and
     calls `decode`, `prefill` and `admit`. Running out of pages while decoding preempts the sequence admitted last: it
     gives its pages back and is computed again later.
 
@@ -22,27 +23,40 @@ class StepPlanner:
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: the budget of a step. Decodes are never refused for lack of it.
         whole_prompts: a method in force needs each prompt in one piece (its `chunking` trait).
+        line: the waiting line, empty (default: in order of arrival).
+
+    Attributes:
+        guesses: how many guesses a decoding sequence gets in this step, told how many rows the budget leaves to them.
     """
 
     def __init__(
-        self, store: KVStore, max_num_seqs: int, max_num_batched_tokens: int, whole_prompts: bool = False
+        self,
+        store: KVStore,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        whole_prompts: bool = False,
+        line: Waiting | None = None,
     ) -> None:
         self.store = store
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.whole_prompts = whole_prompts
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: Waiting = ByArrival() if line is None else line
         self.running: dict[Sequence, None] = {}
         self.num_preemptions = 0
         self.budget = 0
+        self.guesses: Callable[[Sequence, int], int] = lambda sequence, room: 0
+        # Tokens that each sequence computes, and rows that it takes of the budget, guesses among them.
         self._shares: dict[Sequence, int] = {}
+        self._rows: dict[Sequence, int] = {}
         # Who could not be admitted with how many pages at hand: not tried again before that number changes.
         self._blocked: tuple[Sequence, int] | None = None
 
     def begin(self) -> None:
         """Start planning a step."""
         self.budget = self.max_num_batched_tokens
-        self._shares = {}
+        self._shares, self._rows = {}, {}
+        self.waiting.begin(self.store)
 
     def allotments(self) -> list[Allotment]:
         """The planned step, in the order in which tokens were handed out."""
@@ -51,7 +65,7 @@ class StepPlanner:
     @property
     def decoding(self) -> list[Sequence]:
         """Running sequences whose next step is one token."""
-        return [s for s in self.running if s.decoding]
+        return [s for s in self.running if s.decoding and not s.spent]
 
     @property
     def prefilling(self) -> list[Sequence]:
@@ -63,14 +77,18 @@ class StepPlanner:
         """Whether the next waiting sequence could start: one waits, and there is budget and a place."""
         return bool(self.waiting) and self.budget > 0 and len(self.running) < self.max_num_seqs
 
-    def decode(self, sequence: Sequence) -> bool:
-        """Give a decoding sequence its one token, preempting later ones if pages run out.
+    def decode(self, sequence: Sequence, *, may_preempt: bool = True) -> bool:
+        """Give a decoding sequence its one token and room for guesses, preempting later ones if pages run out.
 
-        False if the sequence itself had to be preempted (or was, for an earlier one).
+        False if the sequence itself had to be preempted (or was, for an earlier one), or if pages run out and nobody
+        may be preempted.
         """
-        if sequence not in self.running or not self._make_room(sequence, 1):
+        if sequence not in self.running:
             return False
-        self._share(sequence, 1)
+        assert sequence.lease is not None
+        if not sequence.lease.reserve(sequence.kv_length + 1) and not (may_preempt and self._make_room(sequence, 1)):
+            return False
+        self._share(sequence, 1, 1 + self.guesses(sequence, max(0, self.budget - 1)))
         return True
 
     def prefill(self, sequence: Sequence, limit: int | None = None, *, whole: bool = False) -> int:
@@ -86,18 +104,26 @@ class StepPlanner:
             chunk = min(chunk, self.budget, chunk if limit is None else limit)
         if chunk <= 0 or not self._make_room(sequence, chunk):
             return 0
-        self._share(sequence, chunk)
+        self._share(sequence, chunk, chunk)
         return chunk
 
-    def admit(self, limit: int | None = None, *, whole: bool = False) -> int:
-        """Start the sequence at the head of the waiting line with its first chunk; returns the chunk's length.
+    def admit(
+        self, limit: int | None = None, *, whole: bool = False, sequence: Sequence | None = None, spare: int = 0
+    ) -> int:
+        """Start a waiting sequence with its first chunk; returns the chunk's length.
 
         Reserves pages for all that it knows, so that a prompt once begun can go on. Returns 0 and changes nothing
-        when there is no budget, no place, or not enough pages: later arrivals must not overtake it.
+        when there is no budget, no place, or not enough pages: later arrivals must not overtake it for that.
+
+        Args:
+            limit: most tokens of the chunk.
+            whole: the chunk is all that it knows, whatever the budget, as long as some is left.
+            sequence: which one (default: the head of the line).
+            spare: tokens for which pages must be available beyond what it knows.
         """
         if not self.can_admit or (limit is not None and limit <= 0):
             return 0
-        sequence = self.waiting[0]
+        sequence = self.waiting[0] if sequence is None else sequence
         if self._blocked == (sequence, self.store.num_available):
             return 0
         # Keys that are found bring no logits with them.
@@ -105,23 +131,25 @@ class StepPlanner:
         if not self.store.bring_up(namespace, sequence.tokens):
             return 0  # what runs goes on meanwhile, and aborts are heard
         lease = self.store.open(namespace, sequence.tokens)
-        spare = max(1, int(self.store.num_pages * WATERMARK)) if self.running else 0
-        wanted = -(-len(sequence.tokens) // self.store.page_size) - len(lease.pages)
-        if wanted + spare > self.store.num_available or not lease.reserve(len(sequence.tokens)):
+        margin = max(1, int(self.store.num_pages * WATERMARK)) if self.running else 0
+        wanted = -(-(len(sequence.tokens) + spare) // self.store.page_size) - len(lease.pages)
+        if wanted + margin > self.store.num_available or not lease.reserve(len(sequence.tokens)):
             lease.release()
             self._blocked = (sequence, self.store.num_available)
             return 0
-        self.waiting.popleft()
+        self.waiting.remove(sequence)
         sequence.lease = lease
         sequence.num_computed = lease.num_cached
         self.running[sequence] = None
         return self.prefill(sequence, limit, whole=whole)
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's pages away; it goes to the head of the waiting line, to be computed again."""
+    def preempt(self, sequence: Sequence, *, last: bool = False) -> None:
+        """Take a running sequence's pages away, to be computed again; it goes to the head of the waiting line, or to
+        its end if it is to be the `last`."""
         self.release(sequence)
-        self.budget += self._shares.pop(sequence, 0)
-        self.waiting.appendleft(sequence)
+        self._shares.pop(sequence, 0)
+        self.budget += self._rows.pop(sequence, 0)
+        (self.waiting.append if last else self.waiting.appendleft)(sequence)
         sequence.request.metrics.preemptions += 1
         self.num_preemptions += 1
 
@@ -134,7 +162,8 @@ class StepPlanner:
         if sequence.lease is not None:
             sequence.lease.release()
             sequence.lease = None
-        sequence.num_computed = sequence.num_dropped = 0
+        # A token that is on the device only is drawn again, and comes out the same.
+        sequence.num_computed = sequence.num_dropped = sequence.num_ahead = 0
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Reserve pages for so many more keys, preempting what was admitted last; False if that is the sequence."""
@@ -146,6 +175,7 @@ class StepPlanner:
                 return False
         return True
 
-    def _share(self, sequence: Sequence, tokens: int) -> None:
-        self._shares[sequence] = tokens
-        self.budget -= tokens
+    def _share(self, sequence: Sequence, tokens: int, rows: int) -> None:
+        self._shares[sequence], self._rows[sequence] = tokens, rows
+        self.budget -= rows
+        self.waiting.served(sequence, tokens)

@@ -13,7 +13,7 @@ from headstart.engine.pooling import Pooler
 from headstart.engine.request import Request, Sequence
 from headstart.engine.seams import PromptRule, Tokenization
 from headstart.engine.stack import Stack
-from headstart.engine.watch import namespace_of
+from headstart.engine.watch import namespace_of, tenant_digest
 from headstart.errors import InvalidRequestError
 
 
@@ -76,9 +76,15 @@ class Preparation:
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             namespace=namespace,
             own_namespace=namespace is not None and not self._args.enable_prefix_caching,
+            tenant=tenant_digest(cache_salt),
             metrics=RequestMetrics(arrival_time=arrived),
-            pooler=self._pooler(params),
         )
+        return self.completed(request)
+
+    def completed(self, request: Request) -> Request:
+        """A bare request with its sequences, and its pooler."""
+        params = request.params
+        request.pooler = self._pooler(params)
         request.sequences = [self._sequence(request, index) for index in range(params.generated)]
         return request
 
@@ -109,7 +115,7 @@ class Preparation:
                 "prompt and output together; shorten the prompt",
                 "prompt",
             )
-        if params.priority and self._args.scheduling_policy != "priority":
+        if params.priority and not self._args.scheduling_policy.startswith("priority"):
             raise InvalidRequestError(
                 "priority is only for engines with --scheduling-policy priority; this one serves in order of arrival",
                 "priority",

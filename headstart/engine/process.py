@@ -114,15 +114,17 @@ class ProcessEngine(EngineClient):
         self._calls: dict[int, Future[Any]] = {}
         self._call_numbers = count()
         self._requests: dict[int, Submission] = {}
+        self._tokenizer: Tokenizer | None = None
         self._child = _Child(settings)
         # Before multiprocessing's own handler, which would ask the process to end and wait for it forever.
-        atexit.register(self._kill)
+        atexit.register(self.kill)
         try:
             self._card, self._stats = self._await_ready()
             path = self._card.path
-            self._tokenizer = None if path is None else Tokenizer.from_directory(path)
+            if path is not None and not settings.get("skip_tokenizer_init", False):
+                self._tokenizer = Tokenizer.from_directory(path)
         except BaseException:
-            self._kill()
+            self.kill()
             raise
         self._keeper = threading.Thread(target=self._keep, name="headstart-engine", daemon=True)
         self._keeper.start()
@@ -177,13 +179,16 @@ class ProcessEngine(EngineClient):
     async def call(self, name: str, *arguments: Any) -> Any:
         return await asyncio.wrap_future(self._ask(name, *arguments))
 
+    async def peek(self, name: str, *arguments: Any) -> Any:
+        return await asyncio.wrap_future(self._ask(name, *arguments, kind="peek"))
+
     async def shutdown(self) -> None:
         self._draining = True
         self._stopping.set()
         self._child.send("stop")
         await asyncio.to_thread(self._child.end, _END_SECONDS)
         await asyncio.to_thread(self._keeper.join)
-        atexit.unregister(self._kill)
+        atexit.unregister(self.kill)
 
     def _submit(self, submission: Submission) -> None:
         child = self._child
@@ -197,14 +202,14 @@ class ProcessEngine(EngineClient):
     def _abort(self, key: int) -> None:
         self._child.send("abort", key)
 
-    def _ask(self, name: str, *arguments: Any) -> Future[Any]:
+    def _ask(self, name: str, *arguments: Any, kind: str = "call") -> Future[Any]:
         pending: Future[Any] = Future()
         if self.errored is not None or self._stopping.is_set():
             pending.set_exception(self._closing_error())
             return pending
         child, number = self._child, next(self._call_numbers)
         self._calls[number] = pending
-        child.send("call", number, name, arguments)
+        child.send(kind, number, name, arguments)
         if (self.errored is not None or self._child is not child) and self._calls.pop(number, None) is not None:
             pending.set_exception(self._closing_error())
         return pending
@@ -312,6 +317,7 @@ class ProcessEngine(EngineClient):
         log.warning("the engine runs again")
         return True
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End the process now, whatever it does."""
         self._stopping.set()
         self._child.process.kill()

@@ -75,6 +75,18 @@ class PrefixTree:
             at += shared * self.page_size
             node = child
 
+    def num_shared(self, namespace: str, tokens: Tokens) -> int:
+        """Pages that `match` would find, without a trace in the tree."""
+        node, pages = self._roots.get(namespace), 0
+        while node is not None:
+            node = node.children.get(self._key(tokens, pages * self.page_size))
+            if node is not None:
+                shared = self._shared_pages(node, tokens, pages * self.page_size)
+                pages += shared
+                if shared < len(node.pages):
+                    break
+        return pages
+
     def insert(self, node: Node, tokens: Tokens, pages: list[int]) -> tuple[Node, list[int]]:
         """Hang `tokens` (whole pages) below `node`.
 

@@ -1,6 +1,6 @@
 """A request and its sequences: tokens known, tokens computed, and how it ends."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headstart.engine.outputs import Logprob, RequestMetrics
@@ -22,6 +22,8 @@ class Sequence:
         index: its number among the request's outputs.
         tokens: prompt and output ids known so far.
         num_prompt: how many of them are the prompt.
+        num_ahead: drawn tokens that are still on the device only: they are computed on, but not yet in `tokens`.
+        draw_row: the row of the newest of those among the tokens drawn in its step.
         num_computed: how many have been through the model.
         num_dropped: how many of those have no keys in the cache any more (`Retention`).
         num_drafts: drafts made for it so far.
@@ -36,6 +38,8 @@ class Sequence:
     seed: int
     detokenizer: "Detokenizer | None" = None
     matcher: Any = None
+    num_ahead: int = 0
+    draw_row: int = 0
     num_computed: int = 0
     num_dropped: int = 0
     num_drafts: int = 0
@@ -62,8 +66,8 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
-        """Known tokens whose keys are not in the cache yet: 1 while decoding."""
-        return len(self.tokens) - self.num_computed
+        """Tokens whose keys are not in the cache yet: 1 while decoding."""
+        return len(self.tokens) + self.num_ahead - self.num_computed
 
     @property
     def kv_length(self) -> int:
@@ -79,6 +83,30 @@ class Sequence:
     def decoding(self) -> bool:
         """Whether only its newest token is uncomputed, with a prompt already read."""
         return self.num_uncomputed == 1 and self.num_computed >= self.num_prompt
+
+    @property
+    def next_position(self) -> int:
+        """The output position that is drawn next."""
+        return self.num_output + self.num_ahead
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has drawn as many tokens as it may, though some may still be on the device."""
+        return self.next_position >= self.request.max_tokens
+
+    @property
+    def draws_blindly(self) -> bool:
+        """Whether its next draw needs to know no more of the tokens before it than how many they are."""
+        params = self.params
+        return (
+            self.matcher is None
+            and self.request.pooler is None
+            and self.logprob_count is None
+            and not self.wants_prompt_rows
+            and not params.has_penalties
+            and not params.logit_bias
+            and self.next_position >= params.min_tokens
+        )
 
     @property
     def finished(self) -> bool:
@@ -111,6 +139,7 @@ class Request:
     Attributes:
         namespace: under which its keys are shared; None shares nothing.
         own_namespace: whether the namespace ends with the request.
+        tenant: the digest of whose it is.
         pooler: makes the prompt's embedding; None generates.
         num_sent: per output, the tokens and characters already handed out to a stream of deltas.
         closed: the outputs whose end such a stream has been told.
@@ -124,6 +153,7 @@ class Request:
     namespace: str | None
     own_namespace: bool
     metrics: RequestMetrics
+    tenant: str = ""
     sequences: list[Sequence] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     prompt_done: bool = False
@@ -131,6 +161,10 @@ class Request:
     num_cached: int = 0
     num_sent: dict[int, tuple[int, int]] = field(default_factory=dict)
     closed: set[int] = field(default_factory=set)
+
+    def bare(self) -> "Request":
+        """A copy without what cannot travel between processes; `Preparation.completed` adds it again."""
+        return replace(self, sequences=[], pooler=None)
 
     @property
     def finished(self) -> bool:

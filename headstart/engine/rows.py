@@ -1,11 +1,13 @@
 """What the rows of a step's hidden states are for: the next token, the prompt's log-probabilities, an embedding."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headstart.engine.batch import Allotment
 from headstart.engine.runner import Runner
 from headstart.engine.sampler import Sampler
+from headstart.ops.staging import to_device
 
 # Logits of prompt rows are made this many at a time: a vocabulary of 150 thousand takes 600 KB a row.
 _LOGIT_ROWS = 128
@@ -22,12 +24,11 @@ class HiddenRows:
     def __init__(self, runner: Runner, sampler: Sampler) -> None:
         self._runner, self._sampler = runner, sampler
 
-    def collect(self, allotments: list[Allotment], hidden: Tensor) -> tuple[list[Allotment], Tensor] | None:
+    def collect(self, allotments: list[Allotment], hidden: Tensor) -> tuple[list[Allotment], Tensor]:
         """Give poolers and prompt log-probabilities the rows `[N, hidden]` that are theirs.
 
         Returns:
-            The allotments after which a token is due, and their rows, those of guessed tokens included; None without
-            any.
+            The allotments after which a token is due, and their rows, those of guessed tokens included.
         """
         due: list[Allotment] = []
         rows: list[int] = []
@@ -47,11 +48,9 @@ class HiddenRows:
             if allotment.completes:
                 due.append(allotment)
                 rows += range(at - 1 - len(allotment.guesses), at)
-        if not due:
-            return None
         if len(rows) == hidden.shape[0]:
             return due, hidden
-        return due, hidden[torch.tensor(rows, device=hidden.device)]
+        return due, hidden[to_device(np.array(rows, dtype=np.int64), hidden.device)]
 
     def _note_prompt(self, allotment: Allotment, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens that these rows predict."""

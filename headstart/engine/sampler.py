@@ -5,7 +5,6 @@ whoever shares the batch.
 """
 
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +16,12 @@ from headstart.engine.outputs import Logprob
 from headstart.engine.params import SamplingParams
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft, RejectionSampling, Verifier
-from headstart.ops.sampling import invert
+from headstart.models.parallel import ALONE, Ranks
+from headstart.ops.sampling import HOTTEST, draw, filtered, tempered, uniforms
+from headstart.ops.staging import to_device
 
-# Nucleus sampling looks at this many candidates first and sorts the whole vocabulary only where they fall short.
-_CANDIDATES = 1024
-# Below the one a draw is greedy in float32 anyway, above the other it is even; beyond them divisions overflow.
-_COLDEST, _HOTTEST = 1e-5, 1e30
+# No vocabulary has more tokens.
+_LARGEST_TOP_K = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,20 @@ class Sampler:
         eos_ids: the model's end-of-sequence tokens, which `min_tokens` forbids.
         decode: turns one id into text, for log-probability entries.
         verifier: decides where a token was guessed.
+        ranks: all take what rank 0 draws, so that no rounding can set them apart.
     """
 
-    def __init__(self, eos_ids: list[int], decode: Callable[[int], str], verifier: Verifier | None = None) -> None:
+    def __init__(
+        self,
+        eos_ids: list[int],
+        decode: Callable[[int], str],
+        verifier: Verifier | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.eos_ids = eos_ids
         self.decode = decode
         self.verifier = verifier or RejectionSampling()
+        self._ranks = ranks
         self._seen: dict[Sequence, _SeenTokens] = {}
 
     def sample(
@@ -82,39 +89,59 @@ class Sampler:
         noted = [row for row, want in enumerate(wants) if want is not None]
         raw = dict(zip(noted, torch.log_softmax(logits[noted], -1).split(1), strict=True)) if noted else {}
         logits = self._restrict(logits, sequences)
-        drawn = logits.argmax(-1)
-        random = [i for i, s in enumerate(sequences) if not s.params.greedy]
-        rows = [i for i in random if guesses is None or guesses[i] is None]
-        guessed = [(i, guess) for i in random if guesses is not None and (guess := guesses[i]) is not None]
-        if guessed:
-            chosen = torch.tensor([i for i, _ in guessed], device=logits.device)
-            drawn[chosen] = self._verify(logits[chosen], [(sequences[i], guess) for i, guess in guessed])
-        if rows:
-            every = len(rows) == len(sequences)
-            chosen = logits if every else logits[torch.tensor(rows, device=logits.device)]
-            drawn[torch.tensor(rows, device=logits.device)] = _draw(chosen, [sequences[i] for i in rows])
-        tokens: list[int] = drawn.tolist()
+        nothing: list[Guess | None] = [None] * len(sequences)
+        tokens: list[int] = self.verify(logits, sequences, [0] * len(sequences), guesses or nothing).tolist()
         return [
             Sampled(token, None if want is None else self.entries(raw[row], [token], want)[0])
             for row, (token, want) in enumerate(zip(tokens, wants, strict=True))
         ]
 
-    def _verify(self, logits: Tensor, guessed: list[tuple[Sequence, "Guess"]]) -> Tensor:
-        """`logits [N, V]`, restricted → `[N]`, what stands of one position."""
-        device = logits.device
-        target = distribution(logits, [sequence.params for sequence, _ in guessed]).double()
-        tokens = torch.tensor([guess.token for _, guess in guessed], device=device)
-        draft = torch.zeros_like(target)
-        for row, (_, guess) in enumerate(guessed):
-            if guess.probabilities is None:
-                draft[row, guess.token] = 1.0
+    def draw(self, logits: Tensor, sequences: list[Sequence], offsets: list[int] | None = None) -> Tensor:
+        """`logits [N, V]` float32 → int64 `[N]`, drawn from them as they are; the host does not wait for it.
+
+        A row may be that of a later position: `offsets` says by how much.
+        """
+        return self._ranks.first_(_drawn(logits, sequences, offsets or [0] * len(sequences)))
+
+    def verify(
+        self, logits: Tensor, sequences: list[Sequence], offsets: list[int], guesses: list["Guess | None"]
+    ) -> Tensor:
+        """`logits [N, V]` float32 → int64 `[N]`, taken as they are: what each row says if all guesses before it stand.
+
+        Args:
+            logits: rows of any positions of any sequences.
+            sequences: whose they are; one may have several rows.
+            offsets: how far each row's position lies behind the one that its sequence draws next.
+            guesses: what was guessed there, if anything.
+        """
+        guessed = [i for i, s in enumerate(sequences) if guesses[i] is not None and not s.params.greedy]
+        if not guessed:
+            return self.draw(logits, sequences, offsets)
+        taken = set(guessed)
+        drawn = torch.empty(len(sequences), dtype=torch.int64, device=logits.device)
+        for chosen in (guessed, [i for i in range(len(sequences)) if i not in taken]):
+            if not chosen:
+                continue
+            rows = to_device(np.array(chosen), logits.device)
+            own, places = [sequences[i] for i in chosen], [offsets[i] for i in chosen]
+            if chosen is guessed:
+                found = [guess for i in chosen if (guess := guesses[i]) is not None]
+                drawn[rows] = self._ranks.first_(self._decide(logits[rows], own, places, found))
             else:
-                draft[row] = guess.probabilities
-        points = [
-            [uniform(s.seed, s.num_output, purpose, guess.number) for purpose in (_ACCEPTED, _REPLACED)]
-            for s, guess in guessed
-        ]
-        return self.verifier.verify(target, draft, tokens, torch.tensor(points, dtype=torch.float64, device=device))
+                drawn[rows] = self.draw(logits[rows], own, places)
+        return drawn
+
+    def _decide(self, logits: Tensor, sequences: list[Sequence], offsets: list[int], guesses: list["Guess"]) -> Tensor:
+        """`logits [N, V]`, of which every row was guessed and none is greedy → `[N]`."""
+        device = logits.device
+        target = distribution(logits, [sequence.params for sequence in sequences]).double()
+        seeds = [s.seed % 2**64 for s in sequences]
+        positions = [s.num_output + offset for s, offset in zip(sequences, offsets, strict=True)]
+        numbers = [guess.number for guess in guesses]
+        points = [uniforms(seeds, positions, purpose, numbers) for purpose in (_ACCEPTED, _REPLACED)]
+        tokens = to_device(np.array([guess.token for guess in guesses]), device)
+        draft = _drawn_from(guesses, tokens, target)
+        return self.verifier.verify(target, draft, tokens, to_device(np.stack(points, 1), device))
 
     def forget(self, sequence: Sequence) -> None:
         """Let go of what was remembered about a sequence that has ended."""
@@ -140,7 +167,7 @@ class Sampler:
         """Penalties, biases and forbidden tokens, each only for the rows that ask for it."""
         for row, sequence in enumerate(sequences):
             params = sequence.params
-            if _has_penalties(sequence):
+            if params.has_penalties:
                 self._penalize(logits[row], sequence)
             if params.logit_bias:
                 ids = torch.tensor(list(params.logit_bias), device=logits.device)
@@ -194,11 +221,6 @@ class _SeenTokens:
         self._upto = len(sequence.tokens)
 
 
-def _has_penalties(sequence: Sequence) -> bool:
-    params = sequence.params
-    return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
-
-
 # What a random number is for: `uniform` gives different ones for one position.
 _DRAWN, _ACCEPTED, _REPLACED, DRAFTED = range(4)
 
@@ -214,95 +236,36 @@ def uniform(seed: int, position: int, purpose: int = _DRAWN, number: int = 0) ->
 
 def distribution(logits: Tensor, params: list[SamplingParams]) -> Tensor:
     """`logits [N, V]` float32 → `[N, V]`, what is drawn from: after temperature, min-p, top-k and top-p."""
-    probabilities = _tempered(logits, params)
-    size = logits.shape[1]
-    filtered = [i for i, p in enumerate(params) if p.top_p < 1 or 0 < p.top_k < size]
-    if filtered:
-        rows = torch.tensor(filtered, device=logits.device)
-        top_p, top_k = _bounds([params[i] for i in filtered], logits)
-        values, indices = probabilities[rows].sort(dim=-1, descending=True)
-        kept = values * _among_likeliest(values, values.sum(-1, keepdim=True), size, top_p, top_k)
-        probabilities[rows] = torch.zeros_like(values).scatter_(1, indices, kept)
-    return probabilities / probabilities.sum(-1, keepdim=True)
+    settings = _settings(params)
+    if all(p.top_k < 1 and p.top_p >= 1 and p.min_p <= 0 for p in params):
+        # The host knows it, and need not ask the device.
+        return tempered(logits, to_device(settings[0], logits.device))
+    return filtered(logits, *to_device(settings, logits.device))
 
 
-def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
-    """One draw per row by inverting the cumulative distribution after temperature, min-p, top-k and top-p."""
-
-    params = [s.params for s in sequences]
-    probabilities = _tempered(logits, params)
-    points = _column([uniform(s.seed, s.num_output) for s in sequences], logits, torch.float64)
-    size = logits.shape[1]
-    filtered = [i for i, p in enumerate(params) if p.top_p < 1 or 0 < p.top_k < size]
-    if not filtered:
-        return invert(probabilities, points)
-    rows = torch.tensor(filtered, device=logits.device)
-    top_p, top_k = _bounds([params[i] for i in filtered], logits)
-    drawn = torch.empty(len(params), dtype=torch.int64, device=logits.device)
-    if len(filtered) < len(params):
-        others = torch.tensor(sorted(set(range(len(params))) - set(filtered)), device=logits.device)
-        drawn[others] = invert(probabilities[others], points[others])
-    drawn[rows] = _draw_among_likeliest(probabilities[rows], points[rows], top_p, top_k)
-    return drawn
+def _drawn_from(guesses: list[Guess], tokens: Tensor, like: Tensor) -> Tensor:
+    """`[N, V]`, from what the guesses `tokens [N]` were drawn: like `like`, 1 where one was certain."""
+    rows = [guess.probabilities for guess in guesses if guess.probabilities is not None]
+    if len(rows) == len(guesses):
+        return torch.stack(rows).to(like.dtype)
+    draft = torch.zeros_like(like).scatter_(1, tokens[:, None], 1.0)
+    if rows:
+        drawn = np.array([row for row, guess in enumerate(guesses) if guess.probabilities is not None])
+        draft[to_device(drawn, like.device)] = torch.stack(rows).to(like.dtype)
+    return draft
 
 
-def _column(values: Seq[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
+def _drawn(logits: Tensor, sequences: list[Sequence], offsets: list[int]) -> Tensor:
+    """One draw per row, for all of which a single small copy goes to the device."""
+    if all(s.params.greedy for s in sequences):
+        return logits.argmax(-1)
+    positions = [s.next_position + offset for s, offset in zip(sequences, offsets, strict=True)]
+    points = uniforms([s.seed % 2**64 for s in sequences], positions, _DRAWN)
+    settings = np.vstack((_settings([s.params for s in sequences]), points))
+    return draw(logits, *to_device(settings, logits.device))
 
 
-def _tempered(logits: Tensor, params: list[SamplingParams]) -> Tensor:
-    """`[N, V]` → probabilities `[N, V]` after temperature and min-p; min-p leaves them unnormalised."""
-    temperatures = [min(max(p.temperature, _COLDEST), _HOTTEST) for p in params]
-    probabilities = torch.softmax(logits / _column(temperatures, logits), -1)
-    if any(p.min_p > 0 for p in params):
-        floor = probabilities.amax(-1, keepdim=True) * _column([p.min_p for p in params], logits)
-        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
-    return probabilities
-
-
-def _bounds(params: list[SamplingParams], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Top-p `[N, 1]`, and top-k int64 `[N, 1]`: V where there is no bound."""
-    size = logits.shape[1]
-    top_k = [p.top_k if 0 < p.top_k < size else size for p in params]
-    return _column([p.top_p for p in params], logits), _column(top_k, logits, torch.int64)
-
-
-def _draw_among_likeliest(probabilities: Tensor, points: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
-    """Draws within what top-k, and then top-p among what top-k keeps, leave: `[N, V]` → `[N]`.
-
-    Args:
-        probabilities: `[N, V]`.
-        points: float64 `[N, 1]`.
-        top_p: `[N, 1]`.
-        top_k: int64 `[N, 1]`, V where there is no bound.
-    """
-    size = probabilities.shape[1]
-    drawn, short = _draw_among(probabilities, points, top_p, top_k, min(_CANDIDATES, size))
-    if bool(short.any()):
-        # Only these rows: another choice of candidates could settle ties in the others differently.
-        drawn[short], _ = _draw_among(probabilities[short], points[short], top_p[short], top_k[short], size)
-    return drawn
-
-
-def _among_likeliest(values: Tensor, total: Tensor, size: int, top_p: Tensor, top_k: Tensor) -> Tensor:
-    """Which of the likeliest entries `values [N, C]`, in falling order, top-k and then top-p keep: bool `[N, C]`.
-
-    `total [N, 1]` is the mass of all `size` entries.
-    """
-    rank = torch.arange(values.shape[1], device=values.device)
-    within = values.masked_fill(rank >= top_k, 0.0)
-    # The mass that top-p is a share of: all of it, or what top-k has left.
-    mass = torch.where(top_k >= size, total, within.sum(-1, keepdim=True))
-    before = within.cumsum(-1) - within
-    return ((before < top_p * mass) | (top_p >= 1) | (rank == 0)) & (within > 0)
-
-
-def _draw_among(
-    probabilities: Tensor, points: Tensor, top_p: Tensor, top_k: Tensor, candidates: int
-) -> tuple[Tensor, Tensor]:
-    """The same among the likeliest `candidates`, and bool `[N]`: the rows for which these were too few."""
-    size = probabilities.shape[1]
-    values, indices = probabilities.topk(candidates, dim=-1)
-    kept = _among_likeliest(values, probabilities.sum(-1, keepdim=True), size, top_p, top_k)
-    short = kept[:, -1] & (top_k[:, 0] > candidates) & (candidates < size)
-    return indices.gather(1, invert(values * kept, points)[:, None]).squeeze(1), short
+def _settings(params: list[SamplingParams]) -> np.ndarray:
+    """Float64 `[4, N]`: temperature, top-k, top-p and min-p of each row."""
+    rows = [(min(p.temperature, HOTTEST), min(p.top_k, _LARGEST_TOP_K), p.top_p, p.min_p) for p in params]
+    return np.array(rows, dtype=np.float64).reshape(-1, 4).T

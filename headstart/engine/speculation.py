@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 from headstart.engine.batch import Allotment
+from headstart.engine.group import Group
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Draft, Drafter, DraftLength
 from headstart.engine.stack import Stack
@@ -130,10 +131,23 @@ class Guard:
 
 @dataclass
 class _Step:
-    """A step under way."""
+    """A step under way.
+
+    Attributes:
+        start: when its planning began.
+        decoding: sequences that could decode in it.
+        planned: how many tokens to draft for whom.
+        able: sequences that had room for a draft, and `paused` those of them that the guard left out for themselves.
+        timed: whether it measures one way of decoding.
+        asked: those for whom a draft was asked.
+        drafts: accepted tokens of each draft.
+    """
 
     start: float
     decoding: int
+    planned: dict[Sequence, int] = field(default_factory=dict)
+    able: int = 0
+    paused: int = 0
     timed: bool = False
     asked: list[Sequence] = field(default_factory=list)
     drafts: dict[Sequence, int] = field(default_factory=dict)
@@ -145,21 +159,25 @@ class Speculation:
     Args:
         stack: with a drafter in it.
         clock: seconds.
+        group: the other ranks; all go by rank 0's clock and take its drafts.
 
     Attributes:
         counts: drafts, drafted and accepted tokens, and drafts left out by the guard for the load or the request.
     """
 
-    def __init__(self, stack: Stack, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, stack: Stack, clock: Callable[[], float] = time.perf_counter, group: Group | None = None
+    ) -> None:
         self.drafter = stack.get("drafter", Drafter)
         self.counts: Counter[str] = Counter()
         self._rule = stack.get("draft_length", DraftLength)
         self._guard = Guard() if self.drafter.guarded else None
-        self._clock = clock
+        self._group = group or Group()
+        self._clock = lambda: self._group.agree(clock())
         self._step: _Step | None = None
 
     @classmethod
-    def of(cls, stack: Stack) -> "Speculation | None":
+    def of(cls, stack: Stack, group: Group | None = None) -> "Speculation | None":
         """The drafts of a stack; None where nothing drafts.
 
         Raises:
@@ -172,26 +190,50 @@ class Speculation:
                         f"{item.card.key} makes what a token gives depend on those that run beside it, so that "
                         "guesses cannot be verified with it: leave out one of them"
                     )
-            return cls(stack)
+            return cls(stack, group=group)
         for item in stack.methods:
             if {"draft_length", "verifier"} & set(item.slots):
-                raise MethodError(f"{item.card.key} needs drafts: add a method that makes them, such as speculative")
+                raise MethodError(f"{item.card.key} needs drafts: add a method that drafts")
         return None
+
+    def begin(self, decoding: int) -> None:
+        """Start planning a step in which so many sequences could decode."""
+        self._step = _Step(self._clock(), decoding)
+
+    def plan(self, sequence: Sequence, room: int) -> int:
+        """How many tokens to draft for a decoding sequence, where the step's budget has so much room left."""
+        assert self._step is not None
+        step, length = self._step, self._room(sequence)
+        step.able += length > 0
+        # Who gives a seed is promised the same draws again, so that neither clock nor neighbours may decide how they
+        # are made.
+        if sequence.params.seed is None or sequence.params.greedy:
+            length = min(length, room)
+            if length and self._guard is not None:
+                if not self._guard.load_wants(step.decoding):
+                    self.counts["left out for the load"] += 1
+                    length = 0
+                elif not self._guard.request_wants(sequence):
+                    self.counts["left out for the request"] += 1
+                    step.paused += 1
+                    length = 0
+        if length:
+            step.planned[sequence] = length
+        return length
 
     def extend(self, allotments: list[Allotment]) -> list[Allotment]:
         """The step's allotments, with drafts for decoding sequences that may have one."""
-        decoding = [a for a in allotments if a.sequence.decoding]
-        self._step = _Step(self._clock(), len(decoding))
-        chosen = {a.sequence: length for a in decoding if (length := self._length(a.sequence))}
-        if self._guard is not None and len(decoding) == len(allotments):
+        step = self._step
+        assert step is not None
+        chosen = {a.sequence: length for a in allotments if (length := self._reserved(a.sequence))}
+        if self._guard is not None and len(allotments) == step.decoding:
             # A step is a measurement of one way only if all of its sequences went that way.
-            asked = sum(self._room(a.sequence) > 0 for a in decoding)
-            expected = asked if self._guard.load_wants(len(decoding)) else 0
-            self._step.timed = asked > 0 and len(chosen) == expected
+            one_way = not step.paused if self._guard.load_wants(step.decoding) else not chosen
+            step.timed = step.able > 0 and one_way
         if not chosen:
             return allotments
-        drafts = self.drafter.guess(list(chosen), list(chosen.values()), self._rule)
-        self._step.asked = list(chosen)
+        drafts = self._agreed(self.drafter.guess(list(chosen), list(chosen.values()), self._rule))
+        step.asked = list(chosen)
         found = {sequence: draft for sequence, draft in zip(chosen, drafts, strict=True) if draft.tokens}
         self._note_drafts(found)
         return [replace(a, draft=found[a.sequence]) if a.sequence in found else a for a in allotments]
@@ -200,10 +242,15 @@ class Speculation:
         """The step's allotments, with what was guessed while the model ran."""
         if self._step is None or not self._step.asked:
             return allotments
-        guesses = zip(self._step.asked, self.drafter.late(self._step.asked), strict=True)
+        guesses = zip(self._step.asked, self._agreed(self.drafter.late(self._step.asked)), strict=True)
         found = {sequence: guess for sequence, guess in guesses if guess.tokens}
         self._note_drafts(found)
         return [replace(a, late=found[a.sequence]) if a.sequence in found else a for a in allotments]
+
+    def _agreed(self, drafts: list[Draft]) -> list[Draft]:
+        """Rank 0's drafts. What was drawn otherwise here needs no probabilities, for rank 0 verifies it."""
+        tokens = self._group.agree([draft.tokens for draft in drafts])
+        return [own if own.tokens == its else Draft(its) for own, its in zip(drafts, tokens, strict=True)]
 
     def _note_drafts(self, found: dict[Sequence, Draft]) -> None:
         """Count drafts; one that got a late guess is still one."""
@@ -235,20 +282,10 @@ class Speculation:
         """Let go of a sequence that has ended."""
         self.drafter.forget(sequence)
 
-    def _length(self, sequence: Sequence) -> int:
-        """Most tokens to draft for a decoding sequence now."""
-        length = self._room(sequence)
-        # Who gives a seed is promised the same draws again, so that no clock may decide how they are made.
-        promised = sequence.params.seed is not None and not sequence.params.greedy
-        if length and self._guard is not None and not promised:
-            assert self._step is not None
-            if not self._guard.load_wants(self._step.decoding):
-                self.counts["left out for the load"] += 1
-                return 0
-            if not self._guard.request_wants(sequence):
-                self.counts["left out for the request"] += 1
-                return 0
-        lease = sequence.lease
+    def _reserved(self, sequence: Sequence) -> int:
+        """The planned length of a sequence's draft, once there are pages for it; 0 for none."""
+        assert self._step is not None
+        length, lease = self._step.planned.get(sequence, 0), sequence.lease
         return length if length and lease is not None and lease.reserve(sequence.kv_length + 1 + length) else 0
 
     def _room(self, sequence: Sequence) -> int:

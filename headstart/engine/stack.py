@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.cache import PagedKVStore
+from headstart.engine.request import Sequence
 from headstart.engine.scheduler import StallFree
 from headstart.engine.seams import DEFAULTS, SLOTS, Scheduler, Seam
 from headstart.errors import MethodError, did_you_mean
@@ -18,19 +19,20 @@ class Stack:
 
     Args:
         use: methods, or their descriptions as `--use` takes them (`"sarathi-serve:chunk=512"`).
+        ranks: how many processes hold the model together.
 
     Attributes:
         methods: the methods in force, in the order given.
-        exact: whether together they leave the model's output distribution unchanged.
-        fingerprint: of the lossy ones and their options; part of the identity of cached keys.
+        exact: whether together, and with the settings, they leave the model's output distribution unchanged.
+        fingerprint: of the lossy ones and their options, and of lossy settings; part of the identity of cached keys.
         shares_keys: whether a prompt's keys may serve another that begins alike: not where they depend on what
             follows them (a prompt that a lossy method needs whole) or on what is no longer there (`Retention`).
 
     Raises:
-        MethodError: an unknown method or option, or two methods in one slot.
+        MethodError: an unknown method or option, two methods in one slot, or one that needs the model in one piece.
     """
 
-    def __init__(self, use: Iterable[Any] = ()) -> None:
+    def __init__(self, use: Iterable[Any] = (), ranks: int = 1) -> None:
         from headstart.methods import registry
 
         self.methods = [registry.build(item, "inference") if isinstance(item, str) else item for item in use]
@@ -38,26 +40,31 @@ class Stack:
         for item in self.methods:
             if not isinstance(item, Seam) or not hasattr(item, "card"):
                 raise MethodError(f"{item!r} is no method of the engine: give a key, or an instance of a method")
-            self._check(item)
+            self._check(item, ranks)
             for slot in item.slots:
                 if slot in self._filled:
                     first, second = self._filled[slot].card.key, item.card.key  # type: ignore[attr-defined]
                     raise MethodError(f"{first} and {second} both fill the {slot} slot: use one of them")
                 self._filled[slot] = item
         cards = [item.card for item in self.methods]
+        self._lossy_settings: list[str] = []
         self.exact = all(card.exact for card in cards)
         self.whole_prompts = any(card.chunking == "whole" for card in cards)
-        lossy = sorted(registry.describe(item) for item in self.methods if not item.card.exact)
-        self.fingerprint = hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
+        self.fingerprint = self._fingerprint()
         self.shares_keys = self.exact or not (self.whole_prompts or "retention" in self._filled)
         made = {seam: seam() for seam in DEFAULTS.values()}
         self._defaults: dict[str, Seam] = {slot: made[seam] for slot, seam in DEFAULTS.items()}
         self._defaults |= {"scheduler": StallFree(), "kv_store": PagedKVStore()}
 
     @staticmethod
-    def _check(item: Any) -> None:
+    def _check(item: Any, ranks: int) -> None:
         """Refuse a method whose slots or traits the engine could not honour."""
         key, min_context = item.card.key, item.card.min_context
+        if ranks > 1 and not item.splits:
+            raise MethodError(
+                f"{key} needs all heads of the model in one place, and {ranks} ranks hold some each: leave it out, or "
+                "use a tensor_parallel_size of 1"
+            )
         for slot in item.slots:
             if slot not in SLOTS:
                 raise MethodError(f"{key} fills the slot {slot!r}, which does not exist{did_you_mean(slot, SLOTS)}")
@@ -66,14 +73,29 @@ class Stack:
             if min_context and not slot.startswith(("attention.", "selector.")):
                 raise MethodError(f"{key} declares min_context, which the slot {slot} cannot honour")
 
-    def start(self, checkpoint: Checkpoint) -> None:
+    def start(self, checkpoint: Checkpoint, lossy_settings: Iterable[str] = ()) -> None:
         """Show each method the model that it is to serve.
+
+        Args:
+            checkpoint: the model.
+            lossy_settings: of the engine, which change the model's distribution too (`"quantization=int8"`).
 
         Raises:
             MethodError: one cannot.
         """
         for item in self.methods:
             item.start(checkpoint)
+        self._lossy_settings = sorted(lossy_settings)
+        self.exact = self.exact and not self._lossy_settings
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        """Of the lossy methods with their options, and of what else decides what they compute."""
+        from headstart.methods import registry
+
+        lossy = sorted(f"{registry.describe(item)} {item.identity()}" for item in self.methods if not item.card.exact)
+        lossy += self._lossy_settings
+        return hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
 
     def identity(self, prompt_length: int) -> str:
         """The fingerprint for a prompt of this length: it says too which lossy methods a short context keeps out."""
@@ -83,6 +105,13 @@ class Stack:
             str(int(prompt_length >= item.card.min_context)) for item in self.methods if not item.card.exact
         )
         return f"{self.fingerprint}:{sides}"
+
+    def num_shareable(self, sequence: Sequence) -> int:
+        """How many of its computed tokens have keys that another prompt's own computation would give."""
+        # A lossy decode writes other keys than a lossy prefill of the same tokens; what only the device knows has no
+        # name yet.
+        known = len(sequence.tokens) if self.exact else sequence.num_prompt
+        return min(sequence.num_computed, known)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -100,6 +129,10 @@ class Stack:
         found = self._defaults[slot]
         assert isinstance(found, kind)
         return found
+
+    def filled(self, slot: str) -> bool:
+        """Whether a method fills a slot."""
+        return slot in self._filled
 
     def optional(self, slot: str, kind: type[S]) -> S | None:
         """What fills a slot that may stay empty."""

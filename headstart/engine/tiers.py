@@ -57,11 +57,16 @@ class TierSpec:
             path, _, size = found["disk"].rpartition(":")
             if not path:
                 raise HeadstartError(f"the disk tier takes PATH:SIZE, such as disk=/var/cache/kv:10GB, not {text!r}")
-            disk = (Path(path), _size(size))
-        return cls(_size(found["cpu"]) if "cpu" in found else None, disk)
+            disk = (Path(path), read_size(size))
+        return cls(read_size(found["cpu"]) if "cpu" in found else None, disk)
 
 
-def _size(text: str) -> int:
+def read_size(text: str) -> int:
+    """`2GB` in bytes.
+
+    Raises:
+        HeadstartError: it is no size.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     size = 0.0 if match is None else float(match[1]) * _UNITS.get(match[2].upper(), 0)
     if not 0 < size < math.inf:

@@ -97,6 +97,7 @@ class Watch:
         self._planner, self._store, self._requests = planner, store, requests
         self._steps: deque[Step] = deque(maxlen=STEPS_KEPT)
         self._number = 0
+        self._ended = 0.0
         self._holdings: tuple[float, dict[str, tuple[int, int]]] = (-_WALK_EVERY, {})
         self._chunks: dict[str, list[Chunk]] = {}
 
@@ -110,7 +111,9 @@ class Watch:
 
     def ran(self, planned: "Planned") -> None:
         """Record the step that `planned` has noted."""
-        seconds = time.monotonic() - planned.began
+        # A step that was started while the one before it ran has taken what came after that one's end.
+        began, self._ended = max(planned.began, self._ended), time.monotonic()
+        seconds = self._ended - began
         self._number += 1
         self.prefill_tokens += planned.prefill
         self.decode_tokens += planned.decode
@@ -118,11 +121,11 @@ class Watch:
         self.step_sizes[bisect_left(STEP_TOKENS, planned.prefill + planned.decode)] += 1
         for request_id, tokens in planned.chunks:
             if request_id in self._requests:
-                self._chunks.setdefault(request_id, []).append((planned.began, planned.began + seconds, tokens))
+                self._chunks.setdefault(request_id, []).append((began, self._ended, tokens))
         self._steps.append(
             Step(
                 number=self._number,
-                began=planned.began,
+                began=began,
                 seconds=seconds,
                 prefill=planned.prefill,
                 decode=planned.decode,

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from headstart.engine.engine import Engine
 from headstart.engine.intake import Prompt
 from headstart.engine.loop import EngineLoop
 from headstart.engine.outputs import RequestOutput
+from headstart.engine.ranks import start_engine
 from headstart.engine.seams import PromptRule, Tokenization, TokenizerIds
 from headstart.errors import HeadstartError
 
@@ -89,7 +91,7 @@ def work(connection: Connection, settings: dict[str, Any], threads: int) -> None
     faulthandler.register(signal.SIGUSR1)
     torch.set_num_threads(threads)
     try:
-        engine = Engine(EngineArgs(**settings))
+        engine = start_engine(EngineArgs(**settings))
     except HeadstartError as error:
         connection.send_bytes(pickle.dumps(("failed", error)))
         return
@@ -141,6 +143,8 @@ class _Worker:
                     self._loop.abort(*rest)
                 elif kind == "call":
                     self._call(*rest)
+                elif kind == "peek":
+                    self._peek(*rest)
                 else:
                     self._loop.stop()
                     return
@@ -158,6 +162,12 @@ class _Worker:
 
         pending.add_done_callback(answer)
         self._loop.call(name, arguments, pending)
+
+    def _peek(self, number: int, name: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            self._send("answer", number, attrgetter(name)(self._engine)(*arguments), None)
+        except Exception as error:
+            self._send("answer", number, None, error)
 
     def _emit(self, items: list[tuple[int, Item]]) -> None:
         # The counters come with every step, so that a client that counts its tokens finds the same in the metrics.

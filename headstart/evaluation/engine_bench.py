@@ -25,11 +25,13 @@ from headstart.evaluation.engine_plan import (
 )
 from headstart.evaluation.ledger import LedgerEntry, Ratio, Row, check_key
 from headstart.evaluation.machine import Effort, MachinePeaks, describe_machine, measure_peaks
-from headstart.evaluation.random_checkpoint import write_checkpoint, write_gguf
+from headstart.evaluation.random_checkpoint import write_checkpoint, write_config, write_gguf
 from headstart.evaluation.sides import PEERS_INSTALL, SideSettings, missing_packages
 from headstart.evaluation.worker import SideProcess
 
 _AGREEMENT_PROMPTS = 16
+# Pages are whole, and some stay free for running sequences to grow.
+_CACHE_SLACK = 1.1
 
 # The least times faster than Transformers in bfloat16 that this engine should be, on the default shape.
 _TARGETS = {
@@ -66,13 +68,31 @@ class _Run:
             threads=self.settings.threads,
             max_length=self.settings.max_length,
             max_concurrent_length=self.settings.max_concurrent_length,
-            max_sequences=self.settings.requests,
-            engine_options=self.settings.engine_options if column.side == "headstart" else {},
+            max_sequences=self.settings.max_sequences,
+            engine_options=self._engine_options() if column.side == "headstart" else {},
+            device=self.settings.device,
+            dummy=self._dummy,
         )
+
+    @property
+    def _dummy(self) -> bool:
+        return self.settings.device != "cpu"
+
+    def _engine_options(self) -> dict[str, Any]:
+        """The user's, and a cache of no more than is needed, since on a GPU a peer shares the memory."""
+        settings = self.settings
+        if not self._dummy:
+            return settings.engine_options
+        held = settings.cache_tokens * settings.llama.kv_bytes_per_token(getattr(torch, settings.dtype).itemsize)
+        return {"kv_cache_memory": int(held * _CACHE_SLACK), **settings.engine_options}
 
     def load(self) -> None:
         """Write the weights and start one process per column."""
-        write_checkpoint(self.directory / "checkpoint", self.settings.llama, seed=self.settings.seed)
+        checkpoint, settings = self.directory / "checkpoint", self.settings
+        if self._dummy:
+            write_config(checkpoint, settings.llama)
+        else:
+            write_checkpoint(checkpoint, settings.llama, seed=settings.seed)
         for column in self.columns:
             self.reporter.say(f"loading {column.name}")
             process = self.stack.enter_context(SideProcess(self._side_settings(column)))
@@ -80,7 +100,7 @@ class _Run:
 
     def _prompts(self, task: Task, round_: int) -> list[list[int]]:
         """Random prompts of the task in a round: the same for every side, and new in every round."""
-        draw = random.Random(f"{self.settings.seed} {round_} {task.operation in ('prefill', 'decode')}")
+        draw = random.Random(f"{self.settings.seed} {round_} {task.requests == 1}")
         vocab = self.settings.llama.vocab
         return [[draw.randrange(3, vocab) for _ in range(task.length)] for _ in range(task.requests)]
 
@@ -92,11 +112,13 @@ class _Run:
         self.reporter.begin(count * (settings.repeats + 1))
         expected = 0.0
         for task, column in (cell for group in cells for cell in group):
-            small = task.warm_up()
+            # A GPU chooses its kernels by what it meets, so that only the task itself prepares it.
+            small = task if self._dummy else task.warm_up()
             self.reporter.step(f"warm-up, {small.name}: {column.name}")
             arguments = small.arguments(self._prompts(small, -1))
             answer = self.processes[column].call(small.operation, *arguments)
-            expected += answer["seconds"] * task.growth_from_warm_up(settings.llama) * settings.repeats
+            growth = 1.0 if small is task else task.growth_from_warm_up(settings.llama)
+            expected += answer["seconds"] * growth * settings.repeats
         self.reporter.say(f"the measurement will take about {duration(expected)}")
         for group in cells:
             for round_, (task, column) in interleaved(group, settings.repeats):
@@ -274,20 +296,21 @@ def run_engine_bench(
     settings = available(settings, reporter)
     effort: Effort = "quick" if quick else "full"
     reporter.say("measuring the machine's peaks")
-    peaks = measure_peaks(settings.threads, effort)
+    peaks = measure_peaks(settings.threads, effort, settings.device)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headstart-bench-")))
-        reporter.say(f"writing {settings.llama.params:,} random weights")
+        reporter.say(f"making {settings.llama.params:,} random weights")
         run = _Run(settings, directory, reporter, stack)
         run.load()
         run.measure()
         versions = {"python": platform.python_version()}
         for process in run.processes.values():
             versions |= process.versions
-        agreement = run.agreement()
+        # Where each side draws its own weights, they have nothing to agree on.
+        agreement = run.agreement() if settings.device == "cpu" else []
     if not quick:
         reporter.say("measuring the machine's peaks again")
-        peaks = peaks.best_of(measure_peaks(settings.threads, effort))
+        peaks = peaks.best_of(measure_peaks(settings.threads, effort, settings.device))
     rows = run.rows(peaks)
     return LedgerEntry(
         kind="engine",

@@ -34,6 +34,8 @@ class EngineBenchSettings:
         seed: of weights (itself) and prompts (itself plus the round).
         sides: keys of `SIDES`.
         engine_options: further arguments of `headstart.LLM`.
+        device: "cpu", or "cuda": then the weights are drawn on the device and nothing but a config is written.
+        decode_batches: (sequences, context) of further decode measurements, of this engine alone.
     """
 
     threads: int
@@ -49,6 +51,8 @@ class EngineBenchSettings:
     seed: int = 0
     sides: tuple[str, ...] = tuple(SIDES)
     engine_options: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    decode_batches: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -77,8 +81,25 @@ class EngineBenchSettings:
     @property
     def max_length(self) -> int:
         """Tokens of the longest request, prompt plus output."""
-        longest = max((*self.prefill, self.decode_context + self.decode_tokens))
+        longest = max(*self.prefill, *(context + self.decode_tokens for _, context in self.decodes))
         return max(longest + 1, self.max_concurrent_length)
+
+    @property
+    def decodes(self) -> list[tuple[int, int]]:
+        """(sequences, context) of every decode measurement."""
+        return [(1, self.decode_context), *self.decode_batches]
+
+    @property
+    def max_sequences(self) -> int:
+        """Sequences at once."""
+        return max(self.requests, *(sequences for sequences, _ in self.decodes))
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens whose keys are held at once, at most."""
+        # Of a batch, those that were read first write on until all are read.
+        batches = (sequences * (context + 2 * self.decode_tokens + sequences) for sequences, context in self.decodes)
+        return max(self.max_length, self.requests * self.max_concurrent_length, *batches)
 
     @property
     def max_concurrent_length(self) -> int:
@@ -125,6 +146,8 @@ def columns(settings: EngineBenchSettings) -> list[Column]:
     On a processor without bfloat16 instructions the float32 column is the harder baseline.
     """
     found = [Column("headstart", settings.dtype)]
+    if settings.device != "cpu":
+        return found + [Column(side, settings.dtype) for side in settings.sides if side != "headstart"]
     for side in settings.sides:
         if side != "headstart":
             found.append(Column(side, settings.dtype))
@@ -155,7 +178,7 @@ class Task:
         if self.operation == "prefill":
             return f"prefill {self.length:,}"
         if self.operation == "decode":
-            return f"decode at {self.length:,}"
+            return f"decode at {self.length:,}" if self.requests == 1 else f"decode {self.requests} at {self.length:,}"
         how = "together" if self.operation == "concurrent" else "one by one"
         return f"{self.requests} requests {how}"
 
@@ -177,7 +200,7 @@ class Task:
         """Arguments of the side's method."""
         if self.operation == "prefill":
             return [prompts[0]]
-        return [prompts[0] if self.operation == "decode" else prompts, self.tokens]
+        return [prompts, self.tokens]
 
     def growth_from_warm_up(self, shape: LlamaShape) -> float:
         """How much longer the task takes than its warm-up, by its FLOPs and tokens."""
@@ -196,7 +219,7 @@ class Task:
             return {"flops": flops, "floor": flops / peaks.best_matmul}
         if self.operation == "decode":
             # Step i reads the prompt, the first output token and the i tokens since.
-            moved = shape.decode_bytes(self.length + (self.tokens + 1) / 2, itemsize)
+            moved = shape.decode_bytes(self.length + (self.tokens + 1) / 2, itemsize, self.requests)
             return {"bytes_per_token": moved, "floor": peaks.copy_bandwidth / moved}
         return {}
 
@@ -214,11 +237,15 @@ def tasks(settings: EngineBenchSettings) -> list[list[Task]]:
     requests = (settings.request_in, settings.request_out, settings.requests)
     return [
         *([Task("prefill", length)] for length in settings.prefill),
-        [Task("decode", settings.decode_context, settings.decode_tokens)],
-        [Task("concurrent", *requests), Task("serial", *requests)],
+        *([Task("decode", context, settings.decode_tokens, sequences)] for sequences, context in settings.decodes),
+        # One by one shows what an engine is for where a peer has none; on a GPU it would take minutes to say so.
+        [Task("concurrent", *requests), *([Task("serial", *requests)] if settings.device == "cpu" else [])],
     ]
 
 
 def applies(task: Task, column: Column) -> bool:
-    """Whether a side runs a task: only Transformers, which has no batching of its own, answers one by one."""
+    """Whether a side runs a task: only Transformers, which has no batching of its own, answers one by one, and only
+    this engine reads the many long prompts of a batch."""
+    if task.operation == "decode" and task.requests > 1:
+        return column.side == "headstart"
     return task.operation != "serial" or column.side == "transformers"

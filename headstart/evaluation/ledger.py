@@ -28,7 +28,7 @@ from headstart.evaluation.machine import Machine, MachinePeaks
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["engine", "method", "compare", "serve", "quality", "training"]
+Kind = Literal["engine", "method", "compare", "serve", "quality", "training", "ops"]
 Verdict = Literal["better", "same", "worse", "unknown"]
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
 

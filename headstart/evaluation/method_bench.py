@@ -126,6 +126,11 @@ def run_method_bench(
     card = registry.card(settings.use.partition(":")[0].strip())
     spec = bench_of(card)
     ledger.check_key(key or card.key)
+    on_gpu = torch.cuda.is_available() and not (settings.device or "cuda").startswith("cpu")
+    if spec.needs_gpu and not (on_gpu or settings.quick):
+        raise BenchmarkError(
+            f"{card.key} is measured on a GPU, which is not there or not asked for: --quick shows that it works here"
+        )
     # Wrong options are said before a model loads.
     method = registry.build(settings.use, kind="training" if card.kind == "training" else "inference")
     commit, dirty = ledger.code_version()

@@ -85,11 +85,13 @@ class MethodBench:
         baseline: methods of the stack that it is compared with, as `--use` takes them; none is the plain engine.
         workloads: what is run, in this order.
         headline: the metrics that stand beside the paper's claim, the most telling first.
+        needs_gpu: whether it says nothing without a GPU; a quick run goes everywhere.
     """
 
     baseline: tuple[str, ...] = ()
     workloads: tuple[Workload, ...] = ()
     headline: tuple[str, ...] = ("TTFT",)
+    needs_gpu: bool = False
 
 
 _LOAD_HEADLINE = ("ITL p99", "ITL p99 (queue)", "probe gap max", "output throughput (queue)", "TTFT p50")

@@ -16,7 +16,6 @@ from headstart.engine.engine import Engine
 from headstart.engine.params import SamplingParams
 from headstart.engine.request import Sequence as EngineSequence
 from headstart.engine.sampler import Guess, Sampled, Sampler
-from headstart.engine.seams import LinearOp
 from headstart.errors import HeadstartError
 
 _ids = count()
@@ -77,9 +76,18 @@ def forced_logits(engine: Engine, prompt: Sequence[int], continuation: Sequence[
     if engine.has_work:
         raise HeadstartError("logits are taken from an engine that has nothing else to do; this one has requests")
     rows: list[Tensor] = []
-    drawing = engine.sampler
-    params = SamplingParams(max_tokens=len(continuation), temperature=0.0, ignore_eos=True, detokenize=False)
-    engine.sampler = _Forced(drawing, continuation, lambda row: rows.append(row.to("cpu", torch.float32, copy=True)))
+    drawing = engine.draws.sampler
+    # With a least length the engine looks on at each draw, and so asks this sampler.
+    params = SamplingParams(
+        max_tokens=len(continuation),
+        min_tokens=len(continuation),
+        temperature=0.0,
+        ignore_eos=True,
+        detokenize=False,
+    )
+    engine.draws.sampler = _Forced(
+        drawing, continuation, lambda row: rows.append(row.to("cpu", torch.float32, copy=True))
+    )
     try:
         name = f"forced-{next(_ids)}"
         # Salted with its own name: keys from an earlier request would change how the prompt is cut into chunks.
@@ -87,12 +95,14 @@ def forced_logits(engine: Engine, prompt: Sequence[int], continuation: Sequence[
         while engine.has_work:
             engine.step()
     finally:
-        engine.sampler = drawing
+        engine.draws.sampler = drawing
     return torch.stack(rows)
 
 
 def exact_twin(engine: Engine, length: int | None = None) -> Engine:
-    """An engine with the same weights and no methods. Weights are shared, unless a method has taken hold of them.
+    """An engine with the same weights as they were loaded, and no methods.
+
+    Weights are shared, unless a method has taken hold of them or they were quantised.
 
     Args:
         engine: the engine to compare with.
@@ -100,23 +110,24 @@ def exact_twin(engine: Engine, length: int | None = None) -> Engine:
             the engine's own longest).
 
     Raises:
-        HeadstartError: a method has taken hold of weights that were made rather than read.
+        HeadstartError: weights were changed that were made rather than read.
     """
     length = min(length or engine.max_model_len, engine.max_model_len)
     args = replace(
         engine.args,
         use=(),
+        quantization=None,
         enable_prefix_caching=False,
         max_num_seqs=1,
         max_model_len=length,
         # The other engine's cache may have taken most of the memory.
-        num_pages=-(-length // engine.args.page_size) + 1,
+        num_pages=-(-length // engine.args.tokens_per_page) + 1,
     )
-    if engine.stack.optional("linear", LinearOp) is None:
+    if engine.args.quantization is None and not engine.stack.filled("linear"):
         return Engine(args, engine.checkpoint)
     path = engine.checkpoint.path
     if path is None:
-        raise HeadstartError("a method has changed these weights, and there are no files to read the exact ones from")
+        raise HeadstartError("these weights were changed, and there are no files to read the exact ones from")
     return Engine(replace(args, model=str(path)))
 
 

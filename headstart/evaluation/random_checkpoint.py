@@ -35,6 +35,12 @@ def write_checkpoint(directory: Path, shape: LlamaShape, *, seed: int, dtype: to
         seed: of the generator; the same seed gives the same bytes.
         dtype: of the weights in the file.
     """
+    write_config(directory, shape, dtype)
+    save_file(_random_weights(shape, seed, dtype), directory / "model.safetensors", {"format": "pt"})
+
+
+def write_config(directory: Path, shape: LlamaShape, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write no more than the `config.json`, for weights that each side draws in memory."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -52,13 +58,12 @@ def write_checkpoint(directory: Path, shape: LlamaShape, *, seed: int, dtype: to
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": shape.tied,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(_random_weights(shape, seed, dtype), directory / "model.safetensors", {"format": "pt"})
 
 
 def _random_weights(shape: LlamaShape, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -85,6 +90,8 @@ def _random_weights(shape: LlamaShape, seed: int, dtype: torch.dtype) -> dict[st
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{layer}.{name}.weight"] = torch.ones(shape.hidden, dtype=dtype)
     weights["model.norm.weight"] = torch.ones(shape.hidden, dtype=dtype)
+    if not shape.tied:
+        weights["lm_head.weight"] = matrix(shape.vocab, shape.hidden)
     return weights
 
 

@@ -8,9 +8,10 @@ from headstart.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """The sizes of a Llama with tied embeddings and no biases.
+    """The sizes of a Llama without biases.
 
-    `max_positions` is the longest context its config allows, `init_std` the spread of its random matrices.
+    `max_positions` is the longest context its config allows, `init_std` the spread of its random matrices, `tied` says
+    that the output layer is the embedding itself.
     Costs count one multiply-add as two FLOPs and leave out norms, RoPE and activations, under one per cent.
     """
 
@@ -25,6 +26,7 @@ class LlamaShape:
     rope_theta: float = 1_000_000.0
     norm_eps: float = 1e-6
     init_std: float = 0.02
+    tied: bool = True
 
     @classmethod
     def of(cls, config: ModelConfig) -> Self | None:
@@ -45,6 +47,7 @@ class LlamaShape:
             max_positions=config.max_extended_position,
             rope_theta=config.ropes["full_attention"].theta,
             norm_eps=config.rms_eps,
+            tied=config.tie_embeddings,
         )
 
     @property
@@ -65,8 +68,9 @@ class LlamaShape:
 
     @property
     def params(self) -> int:
-        """All weights; embedding and head are one matrix."""
-        return self.matmul_params + self.norm_params + self.vocab * self.hidden
+        """All weights."""
+        tables = self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.matmul_params + self.norm_params + tables
 
     def prefill_flops(self, tokens: int, *, causal: bool = True) -> int:
         """FLOPs from `tokens` prompt tokens to the logits of the last one.
@@ -83,19 +87,33 @@ class LlamaShape:
         """Bytes of keys and values that one token adds to the cache, at `itemsize` bytes per number."""
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
-    def decode_bytes(self, context: float, itemsize: int) -> float:
-        """Bytes to decode one token of one sequence: all weights and its cache read once, one KV written.
+    def decode_bytes(self, context: float, itemsize: int, sequences: int = 1) -> float:
+        """Bytes to decode one token of each sequence: all weights and their caches read once, one KV each written.
 
         Args:
             context: tokens whose keys are read, the new one included (the mean over several steps).
             itemsize: bytes per number of weights and cache.
+            sequences: how many decode together.
         """
-        weights = (self.params + self.hidden) * itemsize
-        return weights + (context + 1) * self.kv_bytes_per_token(itemsize)
+        weights = self.matmul_params + self.norm_params + self.vocab * self.hidden + sequences * self.hidden
+        return weights * itemsize + sequences * (context + 1) * self.kv_bytes_per_token(itemsize)
 
 
 SHAPES = {
     "qwen2.5-0.5b": LlamaShape(hidden=896, layers=24, heads=14, kv_heads=2, head_dim=64, ffn=4864, vocab=151_936),
+    "llama-3.1-8b": LlamaShape(
+        hidden=4096,
+        layers=32,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        ffn=14336,
+        vocab=128_256,
+        max_positions=1_048_576,
+        rope_theta=500_000.0,
+        norm_eps=1e-5,
+        tied=False,
+    ),
     "tiny": LlamaShape(
         hidden=128,
         layers=2,

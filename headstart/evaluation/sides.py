@@ -32,6 +32,7 @@ class SideSettings:
         engine_options: further arguments of `headstart.LLM`; peers have none.
         device: "cpu", "cuda" or "cuda:N".
         tokenizer: load the checkpoint's tokenizer too, which quality tasks need.
+        dummy: the checkpoint is only a config; the side draws random weights on the device.
     """
 
     side: str
@@ -44,6 +45,7 @@ class SideSettings:
     engine_options: dict[str, Any]
     device: str = "cpu"
     tokenizer: bool = False
+    dummy: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A dict that JSON can hold and `SideSettings(**it)` reads."""
@@ -90,8 +92,8 @@ class Side(Protocol):
         """Seconds from the request to its first token, with an empty cache."""
         ...
 
-    def decode(self, prompt: list[int], tokens: int) -> Measured:
-        """Tokens per second over `tokens` tokens that follow the prompt's first output token."""
+    def decode(self, prompts: list[list[int]], tokens: int) -> Measured:
+        """Tokens per second of each sequence, over `tokens` tokens that all write once all prompts are read."""
         ...
 
     def answer(self, prompt: list[int], tokens: int) -> Answer:
@@ -140,6 +142,7 @@ class HeadstartSide:
             max_num_seqs=settings.max_sequences,
             enable_prefix_caching=False,
             seed=0,
+            load_format="dummy" if settings.dummy else "auto",
             **settings.engine_options,
         )
 
@@ -155,10 +158,25 @@ class HeadstartSide:
     def prefill(self, prompt: list[int]) -> Measured:
         return self.concurrent([prompt], 1)
 
-    def decode(self, prompt: list[int], tokens: int) -> Measured:
-        (output,) = self._generate([prompt], tokens + 1)
-        metrics = output.metrics
-        return Measured(tokens / (metrics.last_token_time - metrics.first_token_time), [output.outputs[0].token_ids])
+    def decode(self, prompts: list[list[int]], tokens: int) -> Measured:
+        """Steps the engine itself, so as to know when all write."""
+        engine = self.llm.engine
+        # Those that are read first write meanwhile, at most a token per step.
+        params = _greedy_params(2 * tokens + len(prompts))
+        requests = [engine.prepare(f"decode-{i}", prompt, params) for i, prompt in enumerate(prompts)]
+        for request in requests:
+            engine.submit(request)
+        sequences = [request.sequences[0] for request in requests]
+        while not all(sequence.num_output for sequence in sequences):
+            engine.step()
+        written, start = sequences[-1].num_output, time.perf_counter()
+        while sequences[-1].num_output < written + tokens:
+            engine.step()
+        seconds = time.perf_counter() - start
+        found = [sequence.output_ids for sequence in sequences]
+        for request in requests:
+            engine.abort(request.request_id)
+        return Measured(tokens / seconds, found)
 
     def answer(self, prompt: list[int], tokens: int) -> Answer:
         """Steps the engine itself, so as to look at the cache between the steps."""

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from headstart.models.config import LayerKind, ModelConfig, MoEConfig
-from headstart.models.layers import Embedding, Linear, RMSNorm, parameter
+from headstart.models.layers import Embedding, Linear, Quantized, RMSNorm, SummedLinear, add_and_norm, parameter
+from headstart.models.parallel import ALONE, Ranks
 from headstart.models.rope import Rope
 from headstart.ops.activation import gated
 from headstart.ops.linear import linear
 from headstart.ops.moe import empty_experts, mix_experts, route
-from headstart.ops.rotary import RotaryRows, apply_rotary, rotary_rows
+from headstart.ops.rotary import HeadNorms, RotaryRows, apply_rotary, rotary_rows, rotate_heads
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,14 @@ class Attend(Protocol):
 
 
 class Attention(nn.Module):
-    """Projections, query and key norms and RoPE around an `Attend`."""
+    """Projections, query and key norms and RoPE around an `Attend`; of several ranks' heads, this rank's."""
 
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
+        config = ranks.own(config)
+        self.ranks = ranks
         self.spec = AttentionSpec(
             layer=layer,
             num_heads=config.num_heads,
@@ -78,7 +83,7 @@ class Attention(nn.Module):
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         # Queries, keys and values are one weight, in this order along the output.
         self.qkv = Linear(config.hidden_size, q_size + 2 * kv_size, config.qkv_bias, dtype, device)
-        self.output = Linear(q_size, config.hidden_size, config.output_bias, dtype, device)
+        self.output = SummedLinear(q_size, config.hidden_size, config.output_bias, dtype, device, ranks)
         self.norm_heads = config.qk_norm == "head"
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
@@ -91,69 +96,114 @@ class Attention(nn.Module):
         spec = self.spec
         heads = self.qkv(x).view(x.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
         qk, v = heads[:, : -spec.num_kv_heads], heads[:, -spec.num_kv_heads :]
-        if self.q_norm is not None and self.k_norm is not None:
+        norms = self._head_norms()
+        if norms is None and self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((spec.num_heads, spec.num_kv_heads), 1)
             qk = torch.cat((self._normalise(q, self.q_norm), self._normalise(k, self.k_norm)), 1)
         if self.clip is not None:
             qk, v = qk.clamp(-self.clip, self.clip), v.clamp(-self.clip, self.clip)
-        # Queries and keys are rotated together: half the operations of rotating each.
-        q, k = apply_rotary(qk, rows).split((spec.num_heads, spec.num_kv_heads), 1)
+        q, k = rotate_heads(qk, spec.num_heads, rows, norms).split((spec.num_heads, spec.num_kv_heads), 1)
         return self.output(attend(spec, q, k, v).reshape(x.shape[0], -1))
+
+    def queries(self, projected: Tensor, rows: RotaryRows) -> Tensor:
+        """Projected queries `[T, H * D]` → `[T, H, D]` as they meet the keys: normalised, clipped, rotated."""
+        return self._rotated(projected, self.q_norm, rows)
+
+    def keys_values(self, projected: Tensor, rows: RotaryRows) -> tuple[Tensor, Tensor]:
+        """Projected keys and values `[T, 2 * Hkv * D]` → both `[T, Hkv, D]` as they are kept."""
+        k, v = projected.chunk(2, -1)
+        v = v.view(len(v), -1, self.spec.head_dim)
+        return self._rotated(k, self.k_norm, rows), v if self.clip is None else v.clamp(-self.clip, self.clip)
+
+    def _rotated(self, projected: Tensor, norm: RMSNorm | None, rows: RotaryRows) -> Tensor:
+        x = projected.view(len(projected), -1, self.spec.head_dim)
+        x = x if norm is None else self._normalise(x, norm)
+        return apply_rotary(x if self.clip is None else x.clamp(-self.clip, self.clip), rows)
+
+    def _head_norms(self) -> HeadNorms | None:
+        """The norms that can be computed with the rotation; None where there are none, or other ones."""
+        q, k = self.q_norm, self.k_norm
+        if not isinstance(q, RMSNorm) or not isinstance(k, RMSNorm) or not self.norm_heads or self.clip is not None:
+            return None
+        return HeadNorms(q.weight, k.weight, q.eps, q.offset, q.late_rounding)
 
     def _normalise(self, x: Tensor, norm: RMSNorm) -> Tensor:
         """`[T, H, D]` → `[T, H, D]`, each head by itself or all heads as one row."""
-        return norm(x) if self.norm_heads else norm(x.flatten(1)).view_as(x)
+        return norm(x) if self.norm_heads else norm(x.flatten(1), self.ranks).view_as(x)
 
 
 class MLP(nn.Module):
-    """The gated feed-forward block."""
+    """The gated feed-forward block; of several ranks' inner units, this rank's."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        size = config.intermediate_size
+        size = ranks.own(config).intermediate_size
         self.gate_up = Linear(config.hidden_size, 2 * size, config.mlp_bias, dtype, device)
-        self.down = Linear(size, config.hidden_size, config.mlp_bias, dtype, device)
+        self.down = SummedLinear(size, config.hidden_size, config.mlp_bias, dtype, device, ranks)
         self.activation = config.activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[T, hidden]` → `[T, hidden]`."""
-        return self.down(gated(self.gate_up(x), self.activation))
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """`[T, hidden]` → `[T, hidden]`, added to `onto [T, hidden]` if given, whose place it may take."""
+        if isinstance(self.gate_up, Linear):
+            inner = self.gate_up.gated(x, self.activation)
+        else:
+            inner = gated(self.gate_up(x), self.activation)
+        if onto is not None and isinstance(self.down, Linear):
+            return self.down(inner, onto)
+        return self.down(inner) if onto is None else onto + self.down(inner)
 
 
 class MoE(nn.Module):
-    """A mixture of gated feed-forward blocks, of which each token visits a few."""
+    """A mixture of gated feed-forward blocks, of which each token visits a few; every rank has a part of each."""
 
-    def __init__(self, config: ModelConfig, moe: MoEConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, moe: MoEConfig, dtype: torch.dtype, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
         experts, hidden, inner = moe.num_experts, config.hidden_size, moe.intermediate_size
         self.router = Linear(hidden, experts, False, dtype, device)
-        self.gate_up = parameter(empty_experts(experts, 2 * inner, hidden, dtype, device))
-        self.down = parameter(empty_experts(experts, hidden, inner, dtype, device))
+        self.gate_up: nn.Parameter | Quantized = parameter(empty_experts(experts, 2 * inner, hidden, dtype, device))
+        self.down: nn.Parameter | Quantized = parameter(empty_experts(experts, hidden, inner, dtype, device))
         self.moe = moe
+        self.ranks = ranks
         self.activation = config.activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[T, hidden]` → `[T, hidden]`."""
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """`[T, hidden]` → `[T, hidden]`, added to `onto [T, hidden]` if given."""
         weights, experts = route(
             self.router(x),
             self.moe.top_k,
             renormalise=self.moe.renormalise,
             keep_float32=self.moe.keep_float32,
         )
-        return mix_experts(x, weights, experts, self.gate_up, self.down, self.activation)
+        gate_up, down = (part.weight if isinstance(part, Quantized) else part for part in (self.gate_up, self.down))
+        if self.ranks.size == 1:
+            return mix_experts(x, weights, experts, gate_up, down, self.activation, onto)
+        mixed = self.ranks.sum_(mix_experts(x, weights, experts, gate_up, down, self.activation))
+        return mixed if onto is None else onto + mixed
+
+    def quantize(self, kind: str) -> None:
+        """Keep the experts in eight bits only (a name in `headstart.ops.quantized.QUANTIZATIONS`)."""
+        for name in ("gate_up", "down"):
+            quantized = Quantized(getattr(self, name), kind)
+            delattr(self, name)
+            setattr(self, name, quantized)
 
 
 class Layer(nn.Module):
     """One block of the decoder: attention, then feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
-        self.attention = Attention(config, layer, dtype, device)
+        self.attention = Attention(config, layer, dtype, device, ranks)
         self.mlp: MLP | MoE
-        if config.moe is not None and config.moe_layers[layer]:
-            self.mlp = MoE(config, config.moe, dtype, device)
+        moe = ranks.own(config).moe
+        if moe is not None and config.moe_layers[layer]:
+            self.mlp = MoE(config, moe, dtype, device, ranks)
         else:
-            self.mlp = MLP(config, dtype, device)
+            self.mlp = MLP(config, dtype, device, ranks)
         before, after = config.norm_placement != "post", config.norm_placement != "pre"
         size = config.hidden_size
         self.attention_norm = _norm(config, size, dtype, device) if before else nn.Identity()
@@ -163,8 +213,11 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, rows: RotaryRows, attend: Attend) -> Tensor:
         """`[T, hidden]` → `[T, hidden]`; `rows` are those of this layer's kind."""
-        x = x + self.attention_post_norm(self.attention(self.attention_norm(x), rows, attend))
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        branch = self.attention(self.attention_norm(x), rows, attend)
+        x, normed = add_and_norm(x, branch, self.attention_post_norm, self.mlp_norm)
+        if isinstance(self.mlp_post_norm, nn.Identity) and isinstance(self.mlp, MLP | MoE):
+            return self.mlp(normed, x)
+        return add_and_norm(x, self.mlp(normed), self.mlp_post_norm, nn.Identity())[0]
 
 
 class Decoder(nn.Module):
@@ -173,17 +226,28 @@ class Decoder(nn.Module):
     Made with uninitialised weights; `headstart.checkpoints` fills them. Weights are not trained until
     `requires_grad_()` is called.
 
+    Args:
+        config: the whole model.
+        dtype: of the weights.
+        device: where they lie.
+        ranks: the processes that hold a part each; they then have to call what computes all together.
+
     Attributes:
         attention_specs: what each layer's attention is.
         ropes: the RoPE of each kind of layer.
     """
 
     def __init__(
-        self, config: ModelConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         device = torch.device(device)
         self.config = config
+        self.ranks = ranks
         self.embedding = Embedding(
             config.vocab_size,
             config.hidden_size,
@@ -192,12 +256,13 @@ class Decoder(nn.Module):
             dtype=dtype,
             device=device,
         )
-        layers = [Layer(config, layer, dtype, device) for layer in range(config.num_layers)]
+        layers = [Layer(config, layer, dtype, device, ranks) for layer in range(config.num_layers)]
         self.layers = nn.ModuleList(layers)
         self.norm = _norm(config, config.hidden_size, dtype, device)
         self.lm_head: Linear | None = None
         if not config.tie_embeddings:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, dtype, device)
+            first, stop = ranks.vocabulary(config.vocab_size)
+            self.lm_head = Linear(config.hidden_size, stop - first, False, dtype, device)
         self.ropes: dict[LayerKind, Rope] = {kind: Rope(rope) for kind, rope in config.ropes.items()}
         self.attention_specs = [layer.attention.spec for layer in layers]
 
@@ -230,12 +295,30 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[N, hidden]` after the final norm → scores `[N, vocab]` in float32."""
-        if self.lm_head is None:
-            scores = linear(hidden, self.embedding.weight).float()
+        vocabulary = self.config.vocab_size
+        if self.lm_head is not None:
+            own = self.lm_head(hidden)
         else:
-            scores = self.lm_head(hidden).float()
+            own = linear(hidden, self.embedding.weight[slice(*self.ranks.vocabulary(vocabulary))])
+        # Each score is computed by one rank and copied to the others, so that all draw from the same bits.
+        scores = self.ranks.gather(own, vocabulary).float()
         cap = self.config.logits_softcap
         return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    def quantize(self, kind: str) -> None:
+        """Keep the weights of the layers in eight bits only; embedding, output layer and routers stay as they are.
+
+        Args:
+            kind: a name in `headstart.ops.quantized.QUANTIZATIONS`.
+        """
+        for layer in self.layers:
+            for module in list(layer.modules()):
+                if isinstance(module, MoE):
+                    module.quantize(kind)
+                elif isinstance(module, MLP | Attention):
+                    for part in module.children():
+                        if isinstance(part, Linear):
+                            part.quantize(kind)
 
     def with_same_weights(self) -> Self:
         """Another decoder of the same tensors, whose modules may be changed without changing this one's."""

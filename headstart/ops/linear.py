@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headstart.ops import few_rows, kernels
+from headstart.ops.activation import gated
+
 # A block of the widened weight has to stay in a core's L2 cache (2 MiB of float32 here) to be worth widening.
 _BLOCK_ELEMENTS = 1 << 19
 _BLOCK_COLUMNS = 8192
@@ -33,8 +36,26 @@ def empty_weight(out_features: int, in_features: int, dtype: torch.dtype, device
     return torch.empty(out_features, in_features, dtype=dtype, device=device)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x [T, in]`, `weight [out, in]`, `bias [out]` → `[T, out]` in x's dtype, accumulated in float32."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+    """The dense product, accumulated in float32.
+
+    Args:
+        x: `[T, in]`.
+        weight: `[out, in]`.
+        bias: `[out]`.
+        onto: `[T, out]`, what the product is added to; on a GPU the sum takes its place.
+
+    Returns:
+        `[T, out]` in x's dtype.
+    """
+    if few_rows.takes(x, weight, bias, onto) and (config := few_rows.choice(x, weight)) is not None:
+        from headstart.ops.kernels import few_rows as fused
+
+        return fused.product(x, weight, bias, onto, config)
+    if onto is not None:
+        if bias is None and kernels.run_on(x, weight, onto):
+            return onto.addmm_(x, weight.t())
+        return onto + linear(x, weight, bias)
     if x.is_cuda or x.dtype == torch.float32 or x.requires_grad or weight.requires_grad:
         return F.linear(x, weight, bias)
     if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
@@ -47,6 +68,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """`x [T, in]`, `weight [2 I, in]`, the gate first → `activation(gate) * up [T, I]`."""
+    if x.shape[0] == 1 and few_rows.takes(x, weight, bias, None):
+        config = few_rows.choice(x, weight)
+        if config is not None:
+            from headstart.ops.kernels import few_rows as fused
+
+            return fused.gated_product(x, weight, bias, activation, config)
+    return gated(linear(x, weight, bias), activation)
+
+
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The plain product in float64, rounded once."""
     y = x.double() @ weight.double().t()
@@ -56,17 +88,17 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 def _widened_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product in float32 with the weight widened block by block into a small buffer."""
     wide = x.float()
-    y = _widened_rows(wide, weight) if weight.is_contiguous() else _widened_columns(wide, weight.t())
+    y = widened_rows(wide, weight) if weight.is_contiguous() else _widened_columns(wide, weight.t())
     return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
-def _widened_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """`x [T, in]` float32, `weight [out, in]` contiguous → float32 `[T, out]`, some outputs at a time."""
+def widened_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """`x [T, in]` float32, `weight [out, in]` contiguous, of any dtype → float32 `[T, out]`, some outputs at a time."""
     out_features, in_features = weight.shape
     y = torch.empty(x.shape[0], out_features)
     elements = weight.numel() if x.shape[0] >= _WHOLE_ROWS else _BLOCK_ELEMENTS
     height = max(1, min(out_features, elements // in_features))
-    buffer = _buffer(height * in_features)
+    buffer = float32_buffer(height * in_features)
     for top in range(0, out_features, height):
         bottom = min(top + height, out_features)
         block = buffer[: (bottom - top) * in_features].view(bottom - top, in_features)
@@ -81,7 +113,7 @@ def _widened_columns(x: Tensor, weight: Tensor) -> Tensor:
     y = torch.empty(rows, out_features)
     width = min(out_features, _BLOCK_COLUMNS)
     depth = in_features if rows >= _WHOLE_ROWS else max(1, min(in_features, _BLOCK_ELEMENTS // width))
-    buffer = _buffer(depth * width)
+    buffer = float32_buffer(depth * width)
     for left in range(0, out_features, width):
         right = min(left + width, out_features)
         part = y[:, left:right]
@@ -99,7 +131,7 @@ def _widened_columns(x: Tensor, weight: Tensor) -> Tensor:
 _scratch = threading.local()
 
 
-def _buffer(elements: int) -> Tensor:
+def float32_buffer(elements: int) -> Tensor:
     """A float32 buffer that each thread keeps between calls, since fresh pages cost more than the widening."""
     buffer: Tensor | None = getattr(_scratch, "buffer", None)
     if buffer is None or buffer.numel() < elements:

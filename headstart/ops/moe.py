@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from headstart.ops import kernels
 from headstart.ops.activation import gated
 from headstart.ops.linear import empty_weight, linear
+from headstart.ops.quantized import QuantizedWeight, quantized_linear
 
 
 def empty_experts(
@@ -33,23 +35,62 @@ def route(logits: Tensor, top_k: int, *, renormalise: bool, keep_float32: bool) 
     return (weights if keep_float32 else weights.to(logits.dtype)), experts
 
 
-def mix_experts(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: str) -> Tensor:
+def mix_experts(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    gate_up: Tensor | QuantizedWeight,
+    down: Tensor | QuantizedWeight,
+    activation: str,
+    onto: Tensor | None = None,
+) -> Tensor:
     """Send every token through its experts, each expert reading all of its tokens at once.
+
+    On a GPU nothing waits for the device, and only the weights of experts that were chosen are read.
 
     Args:
         x: `[T, hidden]`.
         weights: `[T, K]`, from `route`.
         experts: `[T, K]`.
         gate_up: `[E, 2 I, hidden]`, the gate first.
-        down: `[E, hidden, I]`.
+        down: `[E, hidden, I]`, quantised as `gate_up` is or like it not at all.
         activation: a name in `headstart.ops.activation.ACTIVATIONS`.
+        onto: `[T, hidden]`, added to the result.
 
     Returns:
         `[T, hidden]`.
     """
+    if isinstance(gate_up, QuantizedWeight) and isinstance(down, QuantizedWeight):
+        values, scales = (gate_up.values, down.values), (gate_up.scale, down.scale)
+    else:
+        assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
+        values, scales = (gate_up, down), None
+    if _fit_the_kernel(x, *values, onto, scales is not None) and kernels.run_on(x, weights, experts, *values, onto):
+        from headstart.ops.kernels import moe as fused
+
+        return fused.mix(x, weights.contiguous(), experts.contiguous(), *values, activation, onto, scales)
+    mixed = _mix_one_by_one(x, weights, experts, gate_up, down, activation)
+    return mixed if onto is None else onto + mixed
+
+
+def _fit_the_kernel(x: Tensor, gate_up: Tensor, down: Tensor, onto: Tensor | None, quantized: bool) -> bool:
+    """Some rows, numbers of each that lie beside one another, and one dtype."""
+    lies = x.stride(1) == gate_up.stride(2) == down.stride(2) == 1 and (onto is None or onto.is_contiguous())
+    return len(x) > 0 and lies and (quantized or x.dtype == gate_up.dtype == down.dtype)
+
+
+def _mix_one_by_one(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    gate_up: Tensor | QuantizedWeight,
+    down: Tensor | QuantizedWeight,
+    activation: str,
+) -> Tensor:
+    """`mix_experts` by a loop over the experts, whose loads the host has to know."""
     top_k = experts.shape[-1]
     order = experts.flatten().argsort(stable=True)
-    counts = experts.flatten().bincount(minlength=gate_up.shape[0]).tolist()
+    counts = experts.flatten().bincount(minlength=_count(gate_up)).tolist()
     tokens = order // top_k
     grouped = x[tokens]
     outputs = []
@@ -57,10 +98,22 @@ def mix_experts(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, do
     for expert, count in enumerate(counts):
         if count:
             rows = grouped[start : start + count]
-            outputs.append(linear(gated(linear(rows, gate_up[expert]), activation), down[expert]))
+            inner = gated(_product(rows, gate_up, expert), activation)
+            outputs.append(_product(inner, down, expert))
             start += count
     scaled = torch.cat(outputs) * weights.flatten()[order, None]
     return torch.zeros_like(x).index_add(0, tokens, scaled.to(x.dtype))
+
+
+def _count(weight: Tensor | QuantizedWeight) -> int:
+    return (weight.values if isinstance(weight, QuantizedWeight) else weight).shape[0]
+
+
+def _product(x: Tensor, weight: Tensor | QuantizedWeight, expert: int) -> Tensor:
+    """`[T, in]` times one expert's weight."""
+    if isinstance(weight, QuantizedWeight):
+        return quantized_linear(x, QuantizedWeight(weight.values[expert], weight.scale[expert]))
+    return linear(x, weight[expert])
 
 
 def mix_experts_reference(

@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from headstart.ops.attention.choice import forced
+from headstart.ops.kernels import has_triton
+from headstart.ops.packed_flash import Bounds, bounds, flash_attention
+
 _BLOCK = 128
 """Queries and keys of one block of the GPU's kernel."""
 
@@ -33,21 +37,38 @@ class Segments:
 
 
 class PackedMask:
-    """What the layers of one batch share: the segments, and on a GPU a block mask for each window size."""
+    """What the layers of one batch share: the segments, and on a GPU a block mask or bounds for each window size.
 
-    def __init__(self, segments: Segments) -> None:
+    Args:
+        segments: the documents.
+        flash: attend by the project's own kernel (`packed_flash`) where it knows the rule; None says so where the
+            batch is on a GPU and HEADSTART_ATTENTION is `triton`.
+
+    Raises:
+        HeadstartError: HEADSTART_ATTENTION names no path.
+    """
+
+    def __init__(self, segments: Segments, flash: bool | None = None) -> None:
         self.segments = segments
+        self.flash = segments.start.is_cuda and forced() == "triton" and has_triton() if flash is None else flash
         self._blocks: dict[int | None, BlockMask] = {}
+        self._bounds: dict[int | None, Bounds] = {}
 
     def prepare(self, windows: set[int | None]) -> None:
         """Make the block masks of these windows, outside of compiled code."""
         start = self.segments.start
         if start.is_cuda:
             self._blocks = {window: block_mask(start, window) for window in windows}
+        if self.flash:
+            self._bounds = {window: bounds(start, window) for window in windows}
 
     def block(self, window: int | None) -> BlockMask:
         """The block mask of a window."""
         return self._blocks[window]
+
+    def bounds(self, window: int | None) -> Bounds:
+        """The bounds of a window."""
+        return self._bounds[window]
 
 
 def packed_attention(
@@ -73,6 +94,8 @@ def packed_attention(
     Returns:
         `[T, H, D]`.
     """
+    if mask.flash and softcap is None and q.shape[2] <= 256:
+        return flash_attention(q, k, v, mask.bounds(window), scale=scale)[0]
     if q.is_cuda:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
         attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()

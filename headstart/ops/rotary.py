@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from headstart.ops import kernels
+from headstart.ops.norm import rms_norm
+
 
 class RotaryRows(NamedTuple):
     """What rotates one row per token, made once per step: `cos`, `sin` `[T, 1, R]`, R the rotated dimensions.
@@ -20,6 +23,42 @@ def rotary_rows(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> RotaryRows:
     """`cos`, `sin` `[T, R / 2]` in float32 → rows in the dtype in which heads are rotated."""
     cos, sin = cos.to(dtype), sin.to(dtype)
     return RotaryRows(torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1))
+
+
+class HeadNorms(NamedTuple):
+    """The norms of every query and every key head: scales `[D]`, and how they round, as for `rms_norm`."""
+
+    q: Tensor
+    k: Tensor
+    eps: float
+    offset: bool
+    late_rounding: bool
+
+
+def rotate_heads(qk: Tensor, num_heads: int, rows: RotaryRows, norms: HeadNorms | None) -> Tensor:
+    """Norm and rotate the heads of queries and keys together.
+
+    Args:
+        qk: `[T, H + Hkv, D]`, queries first; on a GPU the result takes its place.
+        num_heads: H.
+        rows: what rotates the tokens.
+        norms: None has none.
+
+    Returns:
+        `[T, H + Hkv, D]` in the dtype of qk.
+    """
+    scales = (None, None) if norms is None else (norms.q, norms.k)
+    if qk.stride(-1) == 1 and kernels.run_on(qk, *rows, *scales):
+        from headstart.ops.kernels import rotary
+
+        rotary.rotate_heads_(qk, num_heads, rows, norms)
+        return qk
+    if norms is not None:
+        style = {"offset": norms.offset, "late_rounding": norms.late_rounding}
+        q, k = qk[:, :num_heads], qk[:, num_heads:]
+        qk = torch.cat((rms_norm(q, norms.q, norms.eps, **style), rms_norm(k, norms.k, norms.eps, **style)), 1)
+    # Queries and keys are rotated together: half the operations of rotating each.
+    return apply_rotary(qk, rows)
 
 
 def apply_rotary(x: Tensor, rows: RotaryRows) -> Tensor:

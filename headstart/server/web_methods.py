@@ -37,7 +37,8 @@ def method_detail(key: str) -> dict[str, Any]:
         card = registry.card(key)
     except MethodError as error:
         raise ApiError(404, str(error)) from None
-    headline = bench_of(card).headline if card.status == "implemented" else ()
+    benched = card.status == "implemented" and card.kind != "analysis"
+    headline = bench_of(card).headline if benched else ()
     entries = measurements().get(card.key, [])
     return as_dict(card, []) | {"measurements": [_entry(entry, headline) for entry in entries]}
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper, checkpoint_wrapper
 
+from headstart.checkpoints.default import embedded_checkpoints
 from headstart.checkpoints.reader import load_checkpoint
 from headstart.errors import did_you_mean
 from headstart.models.config import ModelConfig
@@ -35,7 +36,7 @@ def build_network(recipe: ModelRecipe, seed: int, base: Path) -> Decoder:
         CheckpointError: the config or checkpoint is not supported.
     """
     if recipe.checkpoint is not None:
-        path = recipe.checkpoint if recipe.checkpoint == "default" else str(base / recipe.checkpoint)
+        path = recipe.checkpoint if recipe.checkpoint in embedded_checkpoints() else str(base / recipe.checkpoint)
         decoder = load_checkpoint(path, dtype="float32", skip_tokenizer_init=True).decoder
     else:
         assert recipe.config is not None

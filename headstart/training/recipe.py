@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from headstart.checkpoints.default import embedded_checkpoints
 from headstart.errors import did_you_mean
 from headstart.strict_yaml import StrictLoader
 from headstart.training.errors import TrainingError
@@ -35,7 +36,7 @@ class ModelRecipe(_Strict):
 
     Attributes:
         config: a Hugging Face config; weights are drawn from the run's seed.
-        checkpoint: a Hugging Face directory, whose weights are the start.
+        checkpoint: a Hugging Face directory, or `default` for the built-in model, whose weights are the start.
         embedding_std: spread of drawn embeddings.
     """
 
@@ -277,7 +278,7 @@ def resolve(recipe: Recipe, base: Path, tokenizer: Path) -> Recipe:
         return phase.model_copy(update={"sources": sources, "eval": held_out})
 
     model = recipe.model
-    if model.checkpoint not in (None, "default"):
+    if model.checkpoint is not None and model.checkpoint not in embedded_checkpoints():
         model = model.model_copy(update={"checkpoint": absolute(model.checkpoint)})
     phases = tuple(map(of_phase, recipe.phases))
     return recipe.model_copy(update={"model": model, "tokenizer": str(tokenizer.absolute()), "phases": phases})

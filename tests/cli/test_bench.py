@@ -39,7 +39,7 @@ def test_a_method_from_end_to_end(headstart: Callable, tmp_path: Path) -> None:
     assert entry == LedgerEntry.model_validate(ran.json)
     assert (entry.kind, entry.key, entry.method) == ("method", "sarathi-serve", "sarathi-serve")
     assert entry.model == "random tiny" and entry.stale == [] and entry.partial is None
-    assert {Path(path).name for path in entry.sources} == {"sarathi_serve.py", "scheduler.py", "prefill_first.py"}
+    assert {Path(path).name for path in entry.sources} == {"sarathi_serve.py", "prefill_first.py"}
     sides = ("prefill-first", "sarathi-serve:chunk=128")
     rows = {(row.name, row.side): row for row in entry.rows}
     for name in ("ITL p99", "TTFT p50", "probe gap max", "output throughput", "output throughput (queue)"):
@@ -71,7 +71,7 @@ def test_a_comparison_from_end_to_end(headstart: Callable, tmp_path: Path) -> No
     assert (tmp_path / "out" / "report.html").is_file()
     (entry,) = ledger.check(tmp_path / "ledger")
     assert (entry.kind, entry.key, entry.model, entry.partial) == ("compare", "compare", "random tiny", None)
-    assert {Path(path).name for path in entry.sources} == {"sarathi_serve.py", "scheduler.py"} and entry.stale == []
+    assert {Path(path).name for path in entry.sources} == {"sarathi_serve.py"} and entry.stale == []
     rows = {(row.name, row.side): row for row in entry.rows}
     for metric in ("TTFT", "decode", "peak memory", "KV cache"):
         for length in (32, 64):

@@ -83,7 +83,7 @@ def test_the_last_line_counts(headstart: Run) -> None:
     of_papers = [card for card in cards if card.paper]
     implemented = sum(card.status == "implemented" for card in of_papers)
     last = headstart("methods").out.splitlines()[-1]
-    assert last.startswith(f"92 published methods: {implemented} implemented, {92 - implemented} planned; ")
+    assert last.startswith(f"94 published methods: {implemented} implemented, {94 - implemented} planned; ")
     assert f"{len(cards) - len(of_papers)} baseline" in last
 
 
@@ -125,7 +125,8 @@ def test_a_card_shows_all_that_is_known(headstart: Run, key: str) -> None:
         parts += [card.paper.title, card.paper.arxiv or "", card.paper.venue]
     if card.claim:
         parts += [card.claim.text, card.claim.setting, card.claim.source]
-    for text in [*parts, *(option.name for option in card.options), f"headstart bench method {key}"]:
+    own = getattr(card.implementation, "commands", ()) or (f"headstart bench method {key}",)
+    for text in [*parts, *(option.name for option in card.options), *own]:
         assert text in shown
     assert ("there is no code yet" in shown) == (card.status == "planned")
     assert headstart("methods", key, "--json").json["key"] == key
@@ -133,6 +134,8 @@ def test_a_card_shows_all_that_is_known(headstart: Run, key: str) -> None:
 
 def test_the_use_that_a_card_shows_can_be_built(headstart: Run) -> None:
     for card in registry.catalogue(status="implemented"):
+        if card.kind == "analysis":
+            continue
         out = headstart("methods", card.key).out
         registry.build(out.split("--use ")[1].split()[0])
 

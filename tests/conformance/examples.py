@@ -62,10 +62,18 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 
 
 EXAMPLES: dict[str, Example] = {
+    "distserve": Example(("tokens=9", "role=decode,tokens=9")),
+    "fastgen": Example(("budget=9",)),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
+    "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
+    "request-batches": Example(("", "batch=3")),
     "sarathi": Example(("chunk=7,batch=3",)),
-    "sarathi-serve": Example(("chunk=9",)),
+    "sarathi-serve": Example(("chunk=9", "chunk=9,long=20")),
+    "swiftkv": Example(
+        ("weights=untrained,depth=1", "weights=untrained,depth=0,group=2"),
+        no_dense="what is ordinary in all layers depends on how many there are: tests/methods/distil",
+    ),
     "speculative": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
 }
 """By key."""

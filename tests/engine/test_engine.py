@@ -52,9 +52,12 @@ def run_alone(ids: list[int], params: SamplingParams) -> list[list[int]]:
     budget=st.integers(1, 40),
     max_num_seqs=st.integers(1, 8),
     caching=st.booleans(),
+    ahead=st.booleans(),
     use=st.sampled_from([[], ["sarathi-serve:chunk=9"], ["sarathi:chunk=8,batch=4"], ["prefill-first"]]),
 )
-def test_random_traffic_leaks_nothing_and_answers_as_alone(seed, page_size, pages, budget, max_num_seqs, caching, use):
+def test_random_traffic_leaks_nothing_and_answers_as_alone(
+    seed, page_size, pages, budget, max_num_seqs, caching, ahead, use
+):
     """Whatever arrives, is aborted or preempted: pages are conserved in every step, each finished request has the
     tokens that it gets alone, and at the end every page is free or cached."""
     rng = random.Random(seed)
@@ -64,8 +67,11 @@ def test_random_traffic_leaks_nothing_and_answers_as_alone(seed, page_size, page
         max_num_batched_tokens=budget,
         max_num_seqs=max_num_seqs,
         enable_prefix_caching=caching,
+        async_scheduling=ahead,
         use=use,
     )
+    # Plain requests run ahead; one that is not makes its step wait.
+    plain = rng.random()
     asked, done = {}, {}
     to_come = rng.randrange(1, 12)
     steps = 0
@@ -81,13 +87,13 @@ def test_random_traffic_leaks_nothing_and_answers_as_alone(seed, page_size, page
                 temperature=rng.choice([0.0, 1.0]),
                 seed=rng.randrange(100),
                 ignore_eos=rng.random() < 0.5,
-                logprobs=rng.choice([None, 0, 2]),
-                prompt_logprobs=rng.choice([None, None, 1]),
-                frequency_penalty=rng.choice([0.0, 0.5]),
+                logprobs=None if rng.random() < plain else rng.choice([None, 0, 2]),
+                prompt_logprobs=None if rng.random() < plain else rng.choice([None, None, 1]),
+                frequency_penalty=0.0 if rng.random() < plain else rng.choice([0.0, 0.5]),
                 stop_token_ids=rng.choice([None, [7]]),
                 output_kind="final",
             )
-            params.best_of = rng.choice([None, params.n + 1])
+            params.best_of = None if rng.random() < plain else rng.choice([None, params.n + 1])
             name = str(len(asked))
             if len(ids) >= engine.max_model_len:
                 with pytest.raises(InvalidRequestError, match=f"{len(ids)} tokens.*at most {engine.max_model_len}"):

@@ -13,9 +13,11 @@ GREEDY = SamplingParams(max_tokens=30, temperature=0, ignore_eos=True)
 POISON = 77
 
 
-@pytest.fixture
-def engine(stories):
-    engine = AsyncEngine.from_model(stories, dtype="float32", page_size=4, max_num_batched_tokens=24)
+@pytest.fixture(params=[False, True], ids=["step by step", "ahead"])
+def engine(stories, request):
+    engine = AsyncEngine.from_model(
+        stories, dtype="float32", page_size=4, max_num_batched_tokens=24, async_scheduling=request.param
+    )
     yield engine
     asyncio.run(engine.shutdown())
 

@@ -32,5 +32,5 @@ def test_priorities_are_refused_where_they_would_mean_nothing() -> None:
     with pytest.raises(InvalidRequestError, match="scheduling-policy") as caught:
         make_engine().prepare("a", [5], SamplingParams(priority=1))
     assert caught.value.param == "priority"
-    with pytest.raises(HeadstartError, match="fcfs or priority"):
+    with pytest.raises(HeadstartError, match="must be one of fcfs, priority, fair, cache-aware, not 'random'"):
         make_engine(scheduling_policy="random")

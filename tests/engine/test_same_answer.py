@@ -83,8 +83,10 @@ def check_idle(llm: LLM) -> None:
         {"page_size": 64, "use": ["sarathi-serve:chunk=13"]},
         {"use": ["sarathi:chunk=16,batch=9"]},
         {"use": ["prefill-first"]},
+        {"async_scheduling": True, "max_num_seqs": 16, "max_num_batched_tokens": 48},
         # Room for about three sequences of full length: constant preemption and eviction.
         {"num_pages": 48, "page_size": 16, "max_num_seqs": 16, "max_model_len": 384},
+        {"async_scheduling": True, "num_pages": 48, "page_size": 16, "max_num_seqs": 16, "max_model_len": 384},
     ],
     ids=str,
 )

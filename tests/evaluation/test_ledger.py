@@ -201,11 +201,11 @@ def test_scan_reads_what_it_can_and_names_the_rest(tmp_path: Path) -> None:
 
 
 def test_an_entry_is_stale_when_its_methods_files_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = registry.usable("sarathi-serve").implementation
+    method = registry.usable("distserve").implementation
     assert method is not None
-    entry = _entry(kind="method", key="sarathi-serve", method="sarathi-serve", sources=source_digests([method]))
+    entry = _entry(kind="method", key="distserve", method="distserve", sources=source_digests([method]))
     # What it does stands in its base class too, and nothing in the seams.
-    own, base = "headstart/methods/schedule/sarathi_serve.py", "headstart/engine/scheduler.py"
+    own, base = "headstart/methods/schedule/distserve.py", "headstart/engine/scheduler.py"
     assert set(entry.sources) == {own, base}
     assert entry.stale == []
     assert _entry().stale == []

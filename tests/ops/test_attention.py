@@ -114,6 +114,31 @@ def test_selecting_all_pages_is_dense_and_some_pages_skip_keys():
     torch.testing.assert_close(out[:1].double(), want, atol=1e-5, rtol=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 70)), min_size=1, max_size=6),
+    page_size=st.sampled_from([1, 3, 16]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_index_says_where_everything_lies(lengths, page_size, seed):
+    """Starts, lengths and pages as given; a row's slot is where its sequence's table puts its place."""
+    *_, layout, _ = ragged_case(lengths, page_size, 1, 1, 1, seed)
+    index = layout.index
+    assert index.query_starts.tolist() == layout.query_starts
+    assert index.kv_lengths.tolist() == layout.kv_lengths
+    assert (index.max_query, index.max_kv) == (max(layout.query_lengths), max(layout.kv_lengths))
+    for row, table in zip(index.page_table.tolist(), layout.page_tables, strict=True):
+        assert row[: len(table)] == table
+    places = [
+        table[at // page_size] * page_size + at % page_size
+        for (queries, before), table in zip(lengths, layout.page_tables, strict=True)
+        for at in range(before, before + queries)
+    ]
+    assert layout.slots.tolist() == places
+    alone = RaggedLayout.of_index(index, layout.slots, page_size)
+    assert alone.index is index and alone.slots is layout.slots and alone.num_rows == layout.num_rows
+
+
 def test_merge_of_halves_is_the_whole():
     """Attention over two disjoint key sets merges to attention over both; an empty side changes nothing."""
     q, k, v = torch.randn(3, 2, 8), torch.randn(20, 1, 8), torch.randn(20, 1, 8)

@@ -2,9 +2,12 @@
 
 import typer
 
+from headstart.cli.bench.capacity import capacity
 from headstart.cli.bench.compare import compare
 from headstart.cli.bench.engine import engine
 from headstart.cli.bench.method import method
+from headstart.cli.bench.ops import ops
+from headstart.cli.bench.placement import placement
 from headstart.cli.bench.quality import quality
 from headstart.cli.bench.train import train
 from headstart.cli.bench_serve import serve
@@ -13,6 +16,9 @@ app = typer.Typer(help="Measure methods, this engine and others on this machine,
 app.command()(method)
 app.command()(compare)
 app.command()(engine)
+app.command()(ops)
 app.command()(serve)
+app.command()(capacity)
+app.command()(placement)
 app.command()(quality)
 app.command()(train)

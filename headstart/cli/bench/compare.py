@@ -95,12 +95,12 @@ def compare(
                 key=key,
                 effort="quick" if quick else "short",
             )
+        if ledger is not None:
+            write_ledger(entry, ledger, notes)
         print_entry(entry, Console(), as_json=as_json)
         if directory is not None:
             title = f"{', '.join(party.label for party in parties)} on {entry.model}"
             keep_results(entry, directory, lambda place: _draw(entry, place), notes, title=title)
-    if ledger is not None:
-        write_ledger(entry, ledger, notes)
     leave(entry)
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from headstart.cli.bench import options
 from headstart.cli.bench.progress import RichReporter, command_line, end_on_sigterm, given, write_ledger
 from headstart.cli.bench.show import print_entry
+from headstart.errors import HeadstartError
 
 
 def engine(
@@ -16,7 +17,12 @@ def engine(
     ] = False,
     repeats: Annotated[int | None, typer.Option(help="Rounds that count, after a warm-up. [default: 3]")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of every side. [default: all cores]")] = None,
-    shape: Annotated[str | None, typer.Option(help="Sizes of the random Llama: qwen2.5-0.5b or tiny.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Sizes of the random Llama: qwen2.5-0.5b, llama-3.1-8b or tiny.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or cuda: weights are then drawn on the device. [default: cpu]")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32. [default: bfloat16]")] = None,
     prefill: Annotated[
         list[int] | None,
@@ -24,6 +30,10 @@ def engine(
     ] = None,
     decode_context: Annotated[int | None, typer.Option(help="Prompt length before the decode. [default: 2048]")] = None,
     decode_tokens: Annotated[int | None, typer.Option(help="Tokens decoded. [default: 32]")] = None,
+    decode_batch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NxC", help="Sequences and context of a further decode, as 64x4096; may be repeated."),
+    ] = None,
     requests: Annotated[int | None, typer.Option(help="Concurrent requests. [default: 32]")] = None,
     request_in: Annotated[int | None, typer.Option(help="Prompt length of each. [default: 128]")] = None,
     request_out: Annotated[int | None, typer.Option(help="Output length of each. [default: 64]")] = None,
@@ -59,6 +69,8 @@ def engine(
     asked = given(
         repeats=repeats,
         shape=shape,
+        device=device,
+        decode_batches=tuple(_batch(text) for text in decode_batch) if decode_batch else None,
         dtype=dtype,
         prefill=prefill,
         decode_context=decode_context,
@@ -76,6 +88,15 @@ def engine(
     end_on_sigterm()
     with RichReporter(Console(stderr=True)) as reporter:
         entry = run_engine_bench(settings, reporter, command=command_line(), key=key, quick=quick)
-    print_entry(entry, Console(), as_json=as_json)
+    # First, so that what took minutes is kept whatever becomes of the rest.
     if ledger or not quick:
         write_ledger(entry, ledger or ledgers.default_directory(), Console(stderr=True))
+    print_entry(entry, Console(), as_json=as_json)
+
+
+def _batch(text: str) -> tuple[int, int]:
+    """`64x4096` as (64, 4096)."""
+    sequences, _, context = text.partition("x")
+    if not (sequences.isdecimal() and context.isdecimal() and int(sequences) and int(context)):
+        raise HeadstartError(f"--decode-batch is sequences x context, as 64x4096, not {text!r}")
+    return int(sequences), int(context)

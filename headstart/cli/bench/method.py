@@ -89,6 +89,8 @@ def method(
         with RichReporter(notes) as reporter:
             outcome = run_method_bench(settings, reporter, command=command_line(), key=ledger_key, out=directory)
         entry = outcome.entry
+        if ledger or not quick:
+            write_ledger(entry, ledger or ledgers.default_directory(), notes)
         print_entry(entry, Console(), outcome.spec.headline, as_json=as_json)
         if directory is not None:
             keep_results(
@@ -100,8 +102,6 @@ def method(
                 headline=outcome.spec.headline,
                 claim=outcome.card.claim,
             )
-    if ledger or not quick:
-        write_ledger(entry, ledger or ledgers.default_directory(), notes)
     leave(entry)
 
 

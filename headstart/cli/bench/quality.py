@@ -71,9 +71,9 @@ def quality(
     with fresh_directory(out) as directory:
         with RichReporter(notes) as reporter:
             entry = run_quality(parties, choice, ask, reporter, command=command_line(), key=key, threads=threads)
+        if ledger is not None:
+            write_ledger(entry, ledger, notes)
         print_entry(entry, Console(), as_json=as_json)
         if directory is not None:
             keep_results(entry, directory, lambda place: [], notes, title=f"Quality on {entry.model}")
-    if ledger is not None:
-        write_ledger(entry, ledger, notes)
     leave(entry)

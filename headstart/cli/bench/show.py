@@ -36,6 +36,8 @@ def print_entry(
         for name in dict.fromkeys(row.name for row in entry.rows):
             rows = [row for row in entry.rows if row.name == name]
             console.print(_side_table(rows, [ratio for ratio in entry.ratios if ratio.name == name]))
+    elif entry.kind == "ops":
+        console.print(_ops_table(entry))
     else:
         for table in tables(entry, brief=True):
             console.print(_rich(table.title, table.headers, table.rows))
@@ -47,6 +49,33 @@ def print_entry(
         console.print(f"[bold]{escape(line)}[/]", highlight=False)
     if entry.partial:
         console.print(f"partial result: {entry.partial}", style="red", markup=False)
+
+
+def _ops_table(entry: "LedgerEntry") -> Table:
+    """A line per side of an op: how long it takes, what part of its floor and of the peaks that is, and its error."""
+    from headstart.evaluation.report_tables import figure
+
+    table = Table(box=SIMPLE)
+    table.add_column("op")
+    table.add_column("by")
+    for header in ("time", "of floor", "of matmul", "of bandwidth", "error", "headstart is"):
+        table.add_column(header, justify="right", no_wrap=True)
+    times = {(ratio.name, ratio.against): f"{ratio.value:.2f}x" for ratio in entry.ratios}
+    before = ""
+    for row in entry.rows:
+        details = row.details
+        table.add_row(
+            escape(row.name) if row.name != before else "",
+            escape(row.side),
+            figure(row.median * 1e6) + " µs",
+            f"{details['floor'] / row.median:.0%}",
+            f"{details['fraction_of_matmul']:.0%}",
+            f"{details['fraction_of_bandwidth']:.0%}",
+            f"{details['error']:.1e}" if details["error"] else "0",
+            times.get((row.name, row.side), ""),
+        )
+        before = row.name
+    return table
 
 
 def _rich(title: str, headers: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> Table:

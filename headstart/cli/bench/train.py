@@ -51,8 +51,8 @@ def train(
     end_on_sigterm()
     with RichReporter(notes) as reporter:
         entry = run_train_bench(settings, reporter, command=command_line(), key=key)
-    print_entry(entry, Console(), as_json=as_json)
     write_ledger(entry, ledger or ledgers.default_directory(), notes)
+    print_entry(entry, Console(), as_json=as_json)
 
 
 def _config(path: Path | None) -> dict[str, Any]:

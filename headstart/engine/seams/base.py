@@ -10,10 +10,18 @@ class Seam:
     """What all seams share: `slots` names the places in the engine that an implementation fills."""
 
     slots: ClassVar[tuple[str, ...]] = ()
+    splits: ClassVar[bool] = True
+    """Whether it works where several ranks hold some heads each: it neither decides for all heads from what they
+    compute, nor reads whole weights."""
 
     def start(self, checkpoint: "Checkpoint") -> None:
         """Asked once, before anything else: refuse a model that it cannot serve (MethodError), or prepare for it."""
         return
+
+    def identity(self) -> str:
+        """What decides beside its options, once it is started, what it computes: the content of a trained file, say.
+        It is part of the identity of the keys that a lossy method writes."""
+        return ""
 
     def counters(self) -> dict[str, int]:
         """What it has counted since the start, by name; `EngineStats` shows it."""

@@ -30,6 +30,7 @@ class KVLayout(Seam, ABC):
     """In which form do K and V live?"""
 
     slots = ("kv_layout",)
+    splits = False
 
     @abstractmethod
     def layers(self, specs: Seq["AttentionSpec"], dtype: torch.dtype) -> list[LayerKV]:
@@ -91,6 +92,7 @@ class KVStore(Seam, ABC):
     """
 
     slots = ("kv_store",)
+    splits = False
     page_size: int
     num_pages: int
     num_free: int
@@ -162,6 +164,7 @@ class Retention(Seam, ABC):
     """What stays in the cache?"""
 
     slots = ("retention",)
+    splits = False
 
     @abstractmethod
     def retain(self, sequence: "Sequence", store: KVStore) -> Tensor | None:

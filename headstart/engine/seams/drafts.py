@@ -88,7 +88,7 @@ class Drafter(Seam, ABC):
     def guess(self, sequences: "Seq[Sequence]", lengths: list[int], rule: DraftLength) -> list[Draft]:
         """Guess on for decoding sequences, each by at most so many tokens (at least 1); a draft may be empty.
 
-        Random numbers come from `headstart.engine.sampler.uniform`, keyed by the sequence's seed, the output
+        Random numbers come from `headstart.ops.sampling.uniforms`, keyed by the sequence's seed, the output
         position, `DRAFTED` and the sequence's `num_drafts`, and no number decides two things.
         """
 
@@ -109,7 +109,7 @@ class Verifier(Seam, ABC):
 
     @abstractmethod
     def verify(self, target: Tensor, draft: Tensor, tokens: Tensor, points: Tensor) -> Tensor:
-        """Decide one position of each of N drafts.
+        """Decide N positions, of any drafts: each as if every guess before it stood.
 
         Args:
             target: float64 `[N, V]`, the model's probabilities after temperature and filters.
@@ -118,7 +118,7 @@ class Verifier(Seam, ABC):
             points: float64 `[N, 2]` in [0, 1), fresh and independent.
 
         Returns:
-            int64 `[N]`, what each sequence says at this position. Where that is the guess, the draft goes on.
+            int64 `[N]`, what is said at each position. Where that is the guess, the draft goes on.
         """
 
 

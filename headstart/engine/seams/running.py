@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -35,6 +35,8 @@ class Attention(Seam, ABC):
     """How do the queries of a layer meet the keys?"""
 
     slots = ("attention.prefill", "attention.decode")
+    capturable: ClassVar[bool] = False
+    """Whether a decode step can be captured and replayed on a GPU: only the device's tensors tell what is computed."""
 
     @abstractmethod
     def attend(
@@ -51,6 +53,8 @@ class Attention(Seam, ABC):
 
 class PagedAttention(Attention):
     """Exact attention over the pages: the default."""
+
+    capturable = True
 
     def attend(
         self,
@@ -101,8 +105,25 @@ class AmongAttend(Attend, Protocol):
         ...
 
 
+class LastAttend(Protocol):
+    """Attention for the last rows of each sequence alone, over keys that are kept already."""
+
+    def __call__(self, spec: "AttentionSpec", q: Tensor) -> Tensor:
+        """`q [R, H, D]`, the sequences' rows one after the other → `[R, H, D]`."""
+        ...
+
+
 class StepAttend(Attend, Protocol):
     """The `Attend` of a step's rows, and the way to that of others."""
+
+    def keep(self, spec: "AttentionSpec", k: Tensor, v: Tensor) -> None:
+        """Keep a layer's keys and values of the step's rows, both `[T, Hkv, D]`, without attending."""
+        ...
+
+    def last(self, counts: Seq[int]) -> LastAttend:
+        """Attend with the last so many rows of each sequence, the way that is in force for it, once `keep` has kept
+        the layer's keys of all rows. A count of 0 leaves a sequence out; they are not all 0."""
+        ...
 
     def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> AmongAttend:
         """Attend with other rows than the step's, over some of the keys, exactly.
@@ -120,6 +141,7 @@ class Prefill(Seam, ABC):
     """How does a step's list of tokens become hidden states and KV cache across the layers?"""
 
     slots = ("prefill",)
+    splits = False
 
     @abstractmethod
     def forward(self, decoder: "Decoder", batch: "TokenBatch", attend: StepAttend) -> Tensor:
@@ -142,6 +164,7 @@ class LinearOp(Seam, ABC):
     """How is a weight applied?"""
 
     slots = ("linear",)
+    splits = False
 
     @abstractmethod
     def bind(self, name: str, module: "Linear") -> Callable[[Tensor], Tensor] | None:

@@ -5,18 +5,20 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headstart.checkpoints.reader import Checkpoint, load_checkpoint
 from headstart.engine.cache import PagedKVStore
 from headstart.engine.request import Sequence
-from headstart.engine.sampler import DRAFTED, distribution, uniform
+from headstart.engine.sampler import DRAFTED, distribution
 from headstart.engine.seams import Draft, DraftLength, LayerKV, PageLease
 from headstart.errors import MethodError
 from headstart.models.decoder import AttentionSpec
 from headstart.ops.attention import RaggedLayout, paged_attention
-from headstart.ops.sampling import invert
+from headstart.ops.sampling import invert, uniforms
+from headstart.ops.staging import to_device
 
 # Rows per sequence that one round reads of what the draft model has not seen yet, so that no step is held up by it.
 _CATCH_UP = 512
@@ -225,15 +227,13 @@ class DraftModel:
         probabilities = torch.zeros_like(logits).scatter_(1, tokens[:, None], 1.0)
         random = [i for i, each in enumerate(live) if not each.sequence.params.greedy]
         if random:
-            rows = torch.tensor(random, device=logits.device)
+            rows = to_device(np.array(random), logits.device)
             drawn_for = [live[i].sequence for i in random]
             probabilities[rows] = distribution(logits[rows], [sequence.params for sequence in drawn_for])
-            points = [
-                uniform(each.seed, live[i].place, DRAFTED, live[i].number)
-                for i, each in zip(random, drawn_for, strict=True)
-            ]
-            column = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None]
-            tokens[rows] = invert(probabilities[rows], column)
+            seeds = [sequence.seed % 2**64 for sequence in drawn_for]
+            places, numbers = [live[i].place for i in random], [live[i].number for i in random]
+            points = to_device(uniforms(seeds, places, DRAFTED, numbers), logits.device)
+            tokens[rows] = invert(probabilities[rows], points[:, None])
         for i, (each, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
             each.tokens.append(token)
             each.feed = [token]

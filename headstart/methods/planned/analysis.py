@@ -47,29 +47,6 @@ planned(
         conflicts="None known.",
     ),
     MethodCard(
-        "long-context-analysis",
-        stage="analysis",
-        kind="analysis",
-        paper=Paper(
-            "Challenges in Deploying Long-Context Transformers: A Theoretical Peak Performance Analysis",
-            arxiv="2405.08944",
-            venue="arXiv, 2024",
-        ),
-        summary="""A calculator of what long context costs in serving, from the configuration of a model and the
-        peak numbers of a device. All extra cost is traced to the size of the cache. It shows in four quantities:
-        how many users fit, how long prefill takes, how long decoding takes, and how long switching between users
-        takes. The same terms say which way of shrinking the cache improves which quantity.""",
-        when_not="As a prediction: it gives bounds at peak hardware, of which real systems reach a fraction.",
-        claim=Claim(
-            "50K instead of 4K: prefill 14.1 s instead of 0.89 s, 1 user instead of about 20",
-            setting="""Yi-34B on one A100 80GB, at peak; quoted from summaries; our own check: decode follows from
-            the formulas, 20 users do not (they give 12), and the attention term of prefill looks halved""",
-            source="third-party summaries of the paper, recomputed",
-        ),
-        composes="Every method of cache, bits and schedule, as the prediction to compare with.",
-        conflicts="None known.",
-    ),
-    MethodCard(
         "reprogram-lt",
         stage="analysis",
         kind="analysis",

@@ -30,33 +30,6 @@ planned(
         conflicts="None known; `medusa` needs no draft.",
     ),
     MethodCard(
-        "swiftkv",
-        stage="distil",
-        paper=Paper(
-            "SwiftKV: Fast Prefill-Optimized Inference with Knowledge-Preserving Model Transformation",
-            arxiv="2410.03960",
-            venue="arXiv, 2024",
-        ),
-        slots=("prefill", "kv_layout"),
-        exact=False,
-        needs=("a checkpoint distilled for it",),
-        summary="""Lets prompt tokens leave the network early. All layers after a chosen one take their keys and
-        values from the hidden state that enters it, so that a prompt token skips the rest of them, and decoding
-        follows the same rule. Neighbouring layers of the later part may share one cache, which saves memory. A
-        short distillation that trains only the later query, key and value projections repairs quality.""",
-        when_not="""When answers are long beside their prompts, since decoding itself gets no cheaper. Small or
-        already distilled models lose more, and scores that need the logits of every prompt token cannot use the
-        skip.""",
-        claim=Claim(
-            "prefill compute down 50%, KV memory down 62.5%, up to 2 times the throughput",
-            setting="""Llama-3.1-8B and 70B with little loss of quality; 16K tokens/s for the 70B model in 16 bits
-            on 4 H100; lengths of that run not known here""",
-            source="abstract",
-        ),
-        composes="KV quantisation, chunked prefill, tensor parallelism, speculative decoding.",
-        conflicts="Pruning by prompt attention in late layers; adapters trained on the original later projections.",
-    ),
-    MethodCard(
         "pela",
         stage="distil",
         kind="training",

@@ -186,54 +186,6 @@ planned(
         conflicts="`minference` and `lazyllm`: choose one way to thin the prefill.",
     ),
     MethodCard(
-        "flashattention",
-        stage="prefill",
-        paper=Paper(
-            "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness",
-            arxiv="2205.14135",
-            venue="NeurIPS 2022",
-        ),
-        slots=("attention.prefill",),
-        needs=("a GPU with Triton, for speed",),
-        summary="""Computes exact attention tile by tile with an online softmax, so that the matrix of all scores
-        never reaches main memory. Extra memory grows linearly with length, and traffic to slow memory falls. The
-        backward pass recomputes scores from saved row statistics instead of storing them. A block-sparse variant
-        skips the blocks that a mask leaves out.""",
-        when_not="""For decoding with one query per sequence, where the keys must be split instead; it pays from
-        about 512 tokens.""",
-        claim=Claim(
-            "training of GPT-2 up to 3 times faster, BERT-large 15% faster",
-            setting="""end to end: GPT-2 at 1K against HuggingFace, BERT-large at 512 against the MLPerf 1.1 record;
-            Long Range Arena at 1K to 4K 2.4 times""",
-            source="abstract",
-        ),
-        composes="Every method that needs the log-sum-exp of its parts: `hydragen`, `ape`, `qwen2.5-1m`.",
-        conflicts="Methods that read the full matrix of scores.",
-    ),
-    MethodCard(
-        "fastattention",
-        stage="prefill",
-        paper=Paper(
-            "FastAttention: Extend FlashAttention2 to NPUs and Low-resource GPUs",
-            arxiv="2410.16663",
-            venue="arXiv, 2024",
-        ),
-        slots=("attention.prefill", "attention.decode", "kv_store"),
-        summary="""Brings the ideas of FlashAttention-2 to Ascend NPUs and Volta GPUs, which its kernels leave out.
-        Two levels of tiles suit separate matrix and vector units, and one small mask generates the mask of every
-        tile. In tensor parallelism the all-reduce of one tile overlaps the attention of the next. For very long
-        inputs some layers keep their cache on the host, where the CPU computes their decode attention.""",
-        when_not="For its kernels alone on recent GPUs, where tuned flash kernels leave nothing to gain.",
-        claim=Claim(
-            "attention 10.7 times faster on Ascend NPUs, 1.43 times over xformers on Volta",
-            setting="""single operator, against standard attention on the NPU, where Llama-7B reaches up to 5.16
-            times the throughput; Pangu-38B 1.46 times end to end, 256K tokens on 8 V100; lengths not known here""",
-            source="abstract",
-        ),
-        composes="KV quantisation, paged caches.",
-        conflicts="CUDA graphs over whole steps, where layers keep their cache on the host.",
-    ),
-    MethodCard(
         "mustdrop",
         stage="prefill",
         paper=Paper(

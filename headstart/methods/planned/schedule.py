@@ -4,31 +4,6 @@ from headstart.methods.registry import Claim, MethodCard, Paper, planned
 
 planned(
     MethodCard(
-        "distserve",
-        stage="schedule",
-        paper=Paper(
-            "DistServe: Disaggregating Prefill and Decoding for Goodput-optimized Large Language Model Serving",
-            arxiv="2401.09670",
-            venue="OSDI 2024",
-        ),
-        slots=("scheduler",),
-        needs=("two or more devices with a fast link",),
-        summary="""Runs prefill and decode on different GPUs, since they disturb each other on one and want
-        different parallelism. The cache moves between them, pulled by the decode side. A search with a latency
-        model and a simulator chooses parallelism and numbers of replicas. Its goal is goodput per GPU: the rate of
-        requests at which a stated share of them meets both latency targets.""",
-        when_not="""With one GPU, loose targets or slow links: chunked prefill on shared GPUs (`sarathi-serve`) is
-        simpler and often better.""",
-        claim=Claim(
-            "up to 7.4 times more requests, or latency targets 12.6 times tighter",
-            setting="""OPT-13B, 66B and 175B on 4 nodes of 8 A100 80GB, over 90% of the requests within both
-            targets, against vLLM and DeepSpeed-MII; the first version said 4.48 and 10.2 times""",
-            source="abstract of the final version; the setting from the paper",
-        ),
-        composes="Prefix caching, KV quantisation (smaller transfers), `sarathi` within the prefill side.",
-        conflicts="Another scheduler in the same place.",
-    ),
-    MethodCard(
         "batchllm",
         stage="schedule",
         paper=Paper(
@@ -52,28 +27,5 @@ planned(
         ),
         composes="`hydragen`, chunks as in `sarathi`, quantised caches.",
         conflicts="Latency targets; keeping prefixes across jobs.",
-    ),
-    MethodCard(
-        "fastgen",
-        stage="schedule",
-        paper=Paper(
-            "DeepSpeed-FastGen: High-throughput Text Generation for LLMs via MII and DeepSpeed-Inference",
-            arxiv="2401.08671",
-            venue="arXiv, 2024",
-        ),
-        slots=("scheduler",),
-        summary="""Gives every forward pass the same number of tokens, near the point where throughput saturates.
-        Long prompts are cut over several passes, and short ones are packed together with decode tokens until the
-        budget is met exactly. Token latency becomes steadier and throughput higher than with whole prompts. Cutting
-        a prompt leaves the result unchanged.""",
-        when_not="For single requests or loads of decoding only. Its budget of 768 tokens is meant for an A100.",
-        claim=Claim(
-            "2.3 times the effective throughput of vLLM, tail latency up to 3.7 times lower",
-            setting="""Llama-2 70B on 4 A100 80GB, vLLM of late 2023: 1.42 instead of 0.63 requests/s at 4 tokens/s
-            or more, prompts of 2600 and answers of 60 tokens; P95 token latency at 2600 and 128, 16 clients""",
-            source="the paper",
-        ),
-        composes="Prefix caching, quantisation, tensor parallelism.",
-        conflicts="Another scheduler; speculative decoding, unless drafts count in the budget.",
     ),
 )

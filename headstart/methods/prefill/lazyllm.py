@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from math import ceil
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,9 @@ from headstart.engine.seams import AmongAttend, KVStore, Prefill, Retention, Ste
 from headstart.errors import MethodError
 from headstart.methods.registry import Claim, Paper, method
 from headstart.models.decoder import AttentionSpec, Decoder
+
+if TYPE_CHECKING:
+    from headstart.evaluation.method_bench_spec import MethodBench
 
 # Room for so many tokens more than are known, so that parked states are not copied with every token.
 _SPARE = 64
@@ -118,6 +121,20 @@ class LazyLLM(Prefill, Retention):
         self._drops: dict[int, float] = {}
         self._parked: WeakKeyDictionary[Sequence, _Parked] = WeakKeyDictionary()
         self._counts: Counter[str] = Counter()
+
+    @classmethod
+    def bench(cls) -> "MethodBench":
+        """Where its claim lies: time to first token of long prompts, and what is still found in them."""
+        from headstart.evaluation.method_bench_spec import MethodBench, OfflineLengths, Quality
+
+        return MethodBench(
+            (),
+            (
+                OfflineLengths((2048, 8192), decode_tokens=16),
+                Quality(("niah_multikey_1", "niah_multivalue", "kv_retrieval"), (8192,), 4),
+            ),
+            ("TTFT", "decode", "KV cache"),
+        )
 
     def start(self, checkpoint: Checkpoint) -> None:
         """Settle the layers."""

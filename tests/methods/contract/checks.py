@@ -101,7 +101,8 @@ def check_export(example: Example, data: Path, out: Path) -> None:
     with torch.no_grad():
         theirs = model(PROBE[None]).logits[0]
     gap = (ours - theirs).abs().max().item()
-    assert gap <= 1e-4, f"Transformers computes other logits from the export, by {gap:.2g}"
+    if not example.no_export:
+        assert gap <= 1e-4, f"Transformers computes other logits from the export, by {gap:.2g}"
     assert torch.equal(logits(run.network), ours), "exporting changes the network that is trained"
 
 

@@ -94,6 +94,20 @@ def test_greedy_text_is_the_models(drafts, name, key):
         assert [answer.tokens for answer in serve(engine, prompts, asked)] == want
 
 
+@pytest.mark.parametrize("key", METHODS)
+def test_guesses_count_in_the_budget_of_a_step(drafts, key):
+    """No step is longer than its budget, prompts and guesses together; a lone decode still gets its drafts."""
+    engine = make_engine(
+        models.PLAIN, METHODS[key](f"{drafts / 'twin'}", guard=False), max_num_batched_tokens=8, max_num_seqs=6
+    )
+    sizes, run = [], engine.runner.run
+    engine.runner.run = lambda batch: (sizes.append(len(batch.token_ids)), run(batch))[1]
+    prompts = [models.ids(length, length) for length in (30, 9, 5, 2, 21, 3)]
+    serve(engine, prompts, GREEDY)
+    assert max(sizes) == 8
+    assert engine.stats().drafts["accepted"] > TOKENS
+
+
 def test_what_it_costs_in_steps(drafts):
     """A draft that is always right brings length + 1 tokens per step; a bad one costs no step more than none."""
     for length in (1, 4):
@@ -130,17 +144,18 @@ def test_no_number_decides_two_things(drafts, monkeypatch, key):
     """Every draw, acceptance, replacement and guess of a request has a number of its own."""
     used = Counter()
 
-    def watched(seed, position, purpose=0, number=0):
-        used[seed, position, purpose, number] += 1
-        return uniform(seed, position, purpose, number)
+    def watched(seeds, positions, purpose=0, number=0):
+        numbers = number if isinstance(number, list) else [number] * len(seeds)
+        used.update(zip(seeds, positions, [purpose] * len(seeds), numbers, strict=True))
+        return uniforms(seeds, positions, purpose, number)
 
-    uniform = sampler.uniform
-    monkeypatch.setattr(sampler, "uniform", watched)
-    monkeypatch.setattr(draft_model, "uniform", watched)
+    uniforms = sampler.uniforms
+    monkeypatch.setattr(sampler, "uniforms", watched)
+    monkeypatch.setattr(draft_model, "uniforms", watched)
     engine = make_engine(models.PLAIN, METHODS[key](f"{drafts / 'near'}", guard=False))
     serve(engine, [models.ids(9)], SamplingParams(max_tokens=40, temperature=1.0, n=3, seed=1, ignore_eos=True))
     assert set(used.values()) == {1}
-    assert len({uniform(*key) for key in used}) == len(used)
+    assert len({sampler.uniform(*key) for key in used}) == len(used)
     assert {purpose for _, _, purpose, _ in used} == {0, 1, 2, 3}
 
 
@@ -191,7 +206,7 @@ def test_the_draft_length_is_a_seam(drafts):
     stats = engine.stats().drafts
     assert stats["drafted"] <= 2 * stats["drafts"]
     assert set(seen) == {(1, (1, 16), (1, models.VOCAB_SIZE))}
-    with pytest.raises(MethodError, match="two needs drafts: add a method that makes them, such as speculative"):
+    with pytest.raises(MethodError, match="two needs drafts: add a method that drafts"):
         make_engine(models.PLAIN, as_method(Two(), "two"))
 
 

@@ -1,0 +1,1 @@
+"""Several engines as one: replicas behind a router, or prefill and decode apart."""

@@ -1,0 +1,1 @@
+"""What serving a model on a device costs: from its config, before anything is loaded."""

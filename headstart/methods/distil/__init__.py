@@ -1,0 +1,1 @@
+"""Methods that make a smaller or faster model from a larger one."""

@@ -1,0 +1,85 @@
+"""One door to the paths of paged attention."""
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+
+from torch import Tensor
+
+from headstart.ops.attention.choice import forced
+from headstart.ops.attention.dense import attend_densely
+from headstart.ops.attention.layout import KeyBlocks, RaggedLayout, Selection
+from headstart.ops.attention.reference import paged_attention_reference
+from headstart.ops.attention.shape import Shape
+
+log = logging.getLogger(__name__)
+
+
+def paged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    layout: RaggedLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    selection: Selection | KeyBlocks | None = None,
+    tree: Tensor | None = None,
+    path: str | None = None,
+    shape: Shape | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Causal attention of each sequence's last rows over its cached keys.
+
+    Args:
+        q: `[T, H, D]`; row i of a sequence with Q rows and N keys sees keys 0 .. N - Q + i.
+        k_pages, v_pages: `[P, page_size, Hkv, D]`, H a multiple of Hkv; this step's keys are already in them.
+        layout: which rows and pages belong together.
+        scale: factor on the scores.
+        window: a row sees its own and the `window - 1` keys before it; None sees all.
+        softcap: scores become `softcap * tanh(scores / softcap)`.
+        selection: what lies outside it is skipped.
+        tree: int64 `[T]`, for drafts that branch: bit j of a row's mask says whether it sees the j-th of its
+            sequence's rows, itself included; keys before these it sees all. A sequence with more than 64 rows is
+            causal whatever its masks say. A window counts places in the cache.
+        path: to take on a GPU (triton, cudnn, flash, plain), before what HEADSTART_ATTENTION says; None takes the
+            fastest.
+        shape: of the Triton kernel's launch for chunks, instead of the usual one.
+
+    Returns:
+        `out [T, H, D]` in q's dtype and `lse [T, H]` float32.
+
+    Raises:
+        HeadstartError: the environment variable HEADSTART_ATTENTION names no path (triton, cudnn, flash, plain).
+    """
+    rule = {"scale": scale, "window": window, "softcap": softcap}
+    path = (path or forced()) if q.is_cuda else "plain"
+    if path != "plain" and _kernel_can(q, k_pages):
+        from headstart.ops.attention.cuda import attend_over_pages
+
+        blocks = selection.key_blocks(layout) if isinstance(selection, Selection) else selection
+        return attend_over_pages(q, k_pages, v_pages, layout, **rule, blocks=blocks, tree=tree, path=path, shape=shape)
+    if softcap is not None or selection is not None or tree is not None:
+        return paged_attention_reference(q, k_pages, v_pages, layout, **rule, selection=selection, tree=tree)
+    return attend_densely(q, k_pages, v_pages, layout, scale, window)
+
+
+def _kernel_can(q: Tensor, k_pages: Tensor) -> bool:
+    """Whether the Triton kernel can compute this; what keeps it from doing so is said once."""
+    if not _has_triton():
+        return _say_once("there is no Triton")
+    from headstart.ops.attention.launch import lacks
+
+    lacking = lacks(q, k_pages)
+    return lacking is None or _say_once(f"the kernel knows no {lacking}")
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _say_once(why: str) -> bool:
+    log.warning("attention runs without its kernel, which is slow: %s", why)
+    return False
