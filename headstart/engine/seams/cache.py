@@ -30,6 +30,7 @@ class KVLayout(Seam, ABC):
     """In which form do K and V live?"""
 
     slots = ("kv_layout",)
+    for_all = "all requests share one KV cache"
     splits = False
 
     @abstractmethod
@@ -92,6 +93,7 @@ class KVStore(Seam, ABC):
     """
 
     slots = ("kv_store",)
+    for_all = "all requests share one KV cache"
     splits = False
     page_size: int
     num_pages: int
