@@ -21,6 +21,8 @@ from headstart.ops.write_kv import write_kv
 # What a process may take at its end to write down what it has cached.
 _FLUSH_SECONDS = 20.0
 _FLUSH_PAGES = 64
+# What comes up from lower tiers at once, since a step waits for it: some hundredths of a second from a disk.
+_FETCH_BYTES = 32 * 2**20
 
 
 @dataclass(eq=False)
@@ -122,8 +124,6 @@ class PagedKVStore(KVStore):
             ids = np.asarray(tokens[:whole], dtype=np.int32)
             node, pages = self.tree.match(namespace, ids)
             self.tree.lock(node)
-            if self.tiers is not None and len(pages) * self.page_size < whole:
-                node, pages = self._fetch(node, pages, ids[len(pages) * self.page_size :], self.tiers)
             lease = Lease(self, node, pages, len(pages))
         self._leases.add(lease)
         return lease
@@ -166,13 +166,24 @@ class PagedKVStore(KVStore):
                     chosen = slice(first, first + _FLUSH_PAGES)
                     yield part.keys[chosen], self._gather(part.pages[chosen])
 
-    def _fetch(self, node: Node, pages: list[int], ids: Tokens, tiers: Tiers) -> tuple[Node, list[int]]:
-        """Bring back what the tiers hold of `ids`, which follow the locked `node`; the deepest node then, locked in
-        its place, and the pages of its path."""
+    def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
+        if self.tiers is None or namespace is None:
+            return True
+        whole = (len(tokens) - 1) // self.page_size * self.page_size
+        ids = np.asarray(tokens[:whole], dtype=np.int32)
+        node, pages = self.tree.match(namespace, ids)
+        self.tree.lock(node)
+        done = self._fetch(node, pages, ids[len(pages) * self.page_size :], self.tiers)
+        self.tree.unlock(node)
+        return done
+
+    def _fetch(self, node: Node, pages: list[int], ids: Tokens, tiers: Tiers) -> bool:
+        """Bring back what the tiers hold of `ids`, which follow the locked `node` with its path's pages, as far as it
+        goes at once; whether that is all."""
         assert self.tree.name_pages is not None
         keys: list[bytes] = []
-        room = self.num_available
-        for at in range(0, len(ids), self.page_size):
+        room, most = self.num_available, max(1, _FETCH_BYTES // self.bytes_per_page)
+        for at in range(0, min(len(ids), most * self.page_size), self.page_size):
             (key,) = (
                 page_keys(keys[-1], ids[at : at + self.page_size], self.page_size)
                 if keys
@@ -184,12 +195,10 @@ class PagedKVStore(KVStore):
         found = tiers.get(keys) if keys else []
         taken = self.take(len(found), pages[-1] + 1 if pages else None) if found else None
         if not taken:
-            return node, pages
+            return True
         self._scatter(taken, torch.stack(found))
-        deepest, held = self.tree.insert(node, ids[: len(taken) * self.page_size], taken)
-        self.tree.lock(deepest)
-        self.tree.unlock(node)
-        return deepest, pages + held
+        self.tree.insert(node, ids[: len(taken) * self.page_size], taken)
+        return len(taken) < most or len(ids) <= most * self.page_size
 
     def _pools(self) -> list[Tensor]:
         """Every tensor of keys or values once."""

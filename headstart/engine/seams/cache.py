@@ -41,6 +41,7 @@ class KVLayout(Seam, ABC):
     """In which form do K and V live?"""
 
     slots = ("kv_layout",)
+    for_all = "all requests share one KV cache"
     splits = False
 
     @abstractmethod
@@ -103,6 +104,7 @@ class KVStore(Seam, ABC):
     """
 
     slots = ("kv_store",)
+    for_all = "all requests share one KV cache"
     splits = False
     page_size: int
     num_pages: int
@@ -150,6 +152,14 @@ class KVStore(Seam, ABC):
     @abstractmethod
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each `[P, page_size, Hkv, D]`."""
+
+    def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
+        """Make ready for `open` what lies further away of a prefix of `tokens`, as far as a step may wait for it.
+
+        Returns:
+            Whether that is all; otherwise a later step must ask again.
+        """
+        return True
 
     @abstractmethod
     def open(self, namespace: str | None, tokens: list[int]) -> PageLease:

@@ -33,6 +33,7 @@ class DraftLength(Seam, ABC):
     """How many tokens are guessed?"""
 
     slots = ("draft_length",)
+    for_all = "drafts are made for all requests alike"
 
     @abstractmethod
     def go_on(
@@ -73,6 +74,7 @@ class Drafter(Seam, ABC):
     """
 
     slots = ("drafter",)
+    for_all = "drafts are made for all requests alike"
     length: int = 4
     guarded: bool = True
 
@@ -110,6 +112,7 @@ class Verifier(Seam, ABC):
     """Which guesses stand?"""
 
     slots = ("verifier",)
+    for_all = "drafts are made for all requests alike"
 
     @abstractmethod
     def verify(self, target: Tensor, draft: Tensor, tokens: Tensor, points: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Scheduler(Seam, ABC):
     """Which tokens run in the next step?"""
 
     slots = ("scheduler",)
+    for_all = "one plan serves all requests"
     step_tokens: int | None = None
     """The step's token budget that it wants where the user names none; None leaves it to the engine."""
 
@@ -164,6 +165,7 @@ class LinearOp(Seam, ABC):
     """How is a weight applied?"""
 
     slots = ("linear",)
+    for_all = "all requests share the weights"
     splits = False
 
     @abstractmethod
