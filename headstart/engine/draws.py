@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from headstart.engine.runner import Runner
 from headstart.engine.sampler import Guess, Sampled, Sampler
 from headstart.engine.seams import LogitRule
 from headstart.engine.speculation import Speculation
+from headstart.ops.staging import to_device
 
 
 class Draws:
@@ -38,7 +40,7 @@ class Draws:
         if step.drawn is None:
             # Drafts are never started ahead, so that where one has left each has a single row.
             every = len(rows) == len(step.due)
-            hidden = step.hidden if every else step.hidden[torch.tensor(rows, device=step.hidden.device)]
+            hidden = step.hidden if every else step.hidden[to_device(np.array(rows), step.hidden.device)]
             blindly = all(a.sequence.draws_blindly and a.sequence.stack.logit_rule is None for a in due)
             yield from (self._verify if blindly else self._look_on)(due, hidden)
             return
@@ -81,7 +83,7 @@ class Draws:
             sequences = [due[i].sequence for i in left]
             rows = logits
             if len(left) < len(logits):
-                rows = logits[torch.tensor([first[i] + place for i in left], device=logits.device)]
+                rows = logits[to_device(np.array([first[i] + place for i in left]), logits.device)]
             guesses = [_guess(due[i], place) for i in left]
             standing: list[int] = []
             for i, guess, drawn in zip(left, guesses, self._sample(rows, sequences, guesses), strict=True):
@@ -120,7 +122,7 @@ def _ruled(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     for rule, chosen in rows.items():
         if len(chosen) == len(sequences):
             return rule.apply(logits, sequences)
-        index = torch.tensor(chosen, device=logits.device)
+        index = to_device(np.array(chosen), logits.device)
         logits = logits.index_copy(0, index, rule.apply(logits[index], [sequences[row] for row in chosen]))
     return logits
 

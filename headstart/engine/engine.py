@@ -134,6 +134,8 @@ class Engine:
         self._in_flight: StepInFlight | None = None
         if not args.enforce_eager:
             self.runner.capture(args.max_num_seqs, self.max_model_len)
+            if drafter is not None:
+                drafter.capture(args.max_num_seqs, self.max_model_len)
         self._random = np.random.default_rng(args.seed)
         self._finished: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()

@@ -9,7 +9,7 @@ from rich.progress import track
 from torch import Tensor
 
 from headstart.engine.batch import Allotment, TokenBatch
-from headstart.engine.graphs import DecodeGraphs
+from headstart.engine.graphs import StepGraphs
 from headstart.engine.seams import Attention, KVStore, LastAttend, Prefill, Seam, Selector
 from headstart.engine.stack import Stack
 from headstart.models.decoder import AttentionSpec, Decoder
@@ -146,8 +146,9 @@ def _groups(allotments: Seq[Allotment], layout: RaggedLayout) -> list[_Group]:
     return [_Group(*ways[key], *layout.subset(sequences)) for key, sequences in members.items()]
 
 
-# What must answer as the ordinary engine does, for a decode step to be the same work every time.
+# What must answer as the ordinary engine does, for a decode step, or any small one, to be the same work every time.
 _DECODE_SLOTS = ("selector.decode", "prefill")
+_MIXED_SLOTS = ("attention.prefill", "attention.decode", "selector.prefill")
 
 
 class Runner:
@@ -158,10 +159,11 @@ class Runner:
         self.store = store
         self.stack = stack
         self.device = device
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
 
     def capture(self, max_num_seqs: int, max_model_len: int) -> None:
-        """Capture the decode steps as CUDA graphs; nothing where a method in force takes part in them."""
+        """Capture small steps as CUDA graphs; nothing where a method in force takes part in decode steps, and these
+        alone where one takes part in others."""
         if self.device.type != "cuda" or any(self.stack.filled(slot) for slot in _DECODE_SLOTS):
             return
         attention, selector = self.stack.get("attention.decode", Attention), self.stack.get("selector.decode", Selector)
@@ -173,9 +175,10 @@ class Runner:
             return self.stack.prefill.forward(self.decoder, batch, StepAttention(batch, self.store, groups))
 
         max_pages = -(-max_model_len // self.store.page_size)
-        graphs = DecodeGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device)
+        mixed = not any(self.stack.filled(slot) for slot in _MIXED_SLOTS)
+        graphs = StepGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device, mixed)
         console = Console(stderr=True, quiet=self.decoder.ranks.rank > 0)
-        graphs.capture(lambda sizes: track(sizes, "Capturing decode steps", console=console, transient=True))
+        graphs.capture(lambda kinds: track(kinds, "Capturing small steps", console=console, transient=True))
         self._graphs = graphs
 
     @torch.inference_mode()
@@ -188,13 +191,10 @@ class Runner:
         return prefill.forward(self.decoder, batch, StepAttention(batch, self.store))
 
     def _as_captured(self, batch: TokenBatch) -> bool:
-        """Whether nobody decodes by methods of their own."""
+        """Whether nobody is run by methods of their own."""
         stacks = {allotment.sequence.stack for allotment in batch.allotments} - {self.stack}
-        return all(
-            stack.get(slot, Seam) is self.stack.get(slot, Seam)
-            for stack in stacks
-            for slot in ("attention.decode", *_DECODE_SLOTS)
-        )
+        slots = (*_DECODE_SLOTS, *_MIXED_SLOTS)
+        return all(stack.get(slot, Seam) is self.stack.get(slot, Seam) for stack in stacks for slot in slots)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -86,6 +86,10 @@ class Drafter(Seam, ABC):
         """Take that memory; asked once, when the sizes are known."""
         return
 
+    def capture(self, max_num_seqs: int, max_model_len: int) -> None:
+        """Capture CUDA graphs of what it runs, if it can; asked once, at start, where graphs are wanted."""
+        return
+
     @abstractmethod
     def guess(self, sequences: "Seq[Sequence]", lengths: list[int], rule: DraftLength) -> list[Draft]:
         """Guess on for decoding sequences, each by at most so many tokens (at least 1); a draft may be empty.
