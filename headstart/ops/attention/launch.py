@@ -10,8 +10,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from headstart.ops.attention.kernel import attention_kernel, merge_kernel
-from headstart.ops.attention.layout import KeyBlocks, PagedIndex
+from headstart.ops.attention.layout import PagedIndex
 from headstart.ops.attention.reference import TREE_ROWS
+from headstart.ops.attention.selection import KeyBlocks
 from headstart.ops.attention.shape import Shape
 
 SHORT = 16
