@@ -93,7 +93,7 @@ class KeyBlocks:
         """What tells lists apart that need launches of their own."""
         shape, strides = self.blocks.shape, (self.blocks.stride(), self.counts.stride())
         lines = self.lines
-        more = () if lines is None else (lines.bands.shape, lines.columns.shape, lines.covered.shape)
+        more = () if lines is None else tuple((each.shape, each.stride()) for each in vars(lines).values())
         return shape, *strides, self.query_block, self.key_block, *more
 
     def key_blocks(self, layout: "RaggedLayout") -> "KeyBlocks":
@@ -104,7 +104,7 @@ class KeyBlocks:
         """Those of some heads alone."""
         lines = self.lines
         if lines is not None:
-            lines = Lines(*(each[:, heads] for each in vars(lines).values()))
+            lines = Lines(*(each[:, heads].contiguous() for each in vars(lines).values()))
         return replace(self, blocks=self.blocks[:, heads], counts=self.counts[:, heads], lines=lines)
 
     def runs(self, s: int, place: int, first: int, last: int) -> tuple[Tensor, Tensor]:
