@@ -65,6 +65,14 @@ EXAMPLES: dict[str, Example] = {
     "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
+    "minference": Example(
+        (
+            "vertical=3,slash=4,sink=1,recent=2,block=4,rows=3",
+            "pattern=a-shape,vertical=2,slash=6,block=4",
+            "pattern=block-sparse,blocks=2,block=4",
+        ),
+        dense="vertical=1000000",
+    ),
     "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
     "request-batches": Example(("", "batch=3")),
