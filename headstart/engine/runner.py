@@ -120,8 +120,8 @@ class AmongAttention:
 def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack, first: bool = True) -> list[_Group]:
     """Sequences by what attends for them: the prefill or the decode slot, or the default for short contexts; `first`
     says that the step has not asked for them before."""
-    members: dict[tuple[int, int], list[int]] = {}
-    ways: dict[tuple[int, int], tuple[Attention, Selector]] = {}
+    members: dict[tuple[int, int, str], list[int]] = {}
+    ways: dict[tuple[int, int, str], tuple[Attention, Selector]] = {}
     for s, allotment in enumerate(allotments):
         phase = "decode" if allotment.sequence.decoding else "prefill"
         # What counts is the whole prompt: however it is cut, the same way attends to all of it.
@@ -131,7 +131,8 @@ def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack, firs
             stack.choose(f"attention.{phase}", Attention, context, ends),
             stack.choose(f"selector.{phase}", Selector, context, ends),
         )
-        key = (id(way[0]), id(way[1]))
+        # A method's selector is asked about chunks and decodes apart, since its lists are as long as the longest.
+        key = (id(way[0]), id(way[1]), "" if way[1] is stack.default(f"selector.{phase}", Selector) else phase)
         ways[key] = way
         members.setdefault(key, []).append(s)
     if len(members) == 1:
