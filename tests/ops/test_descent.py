@@ -1,5 +1,7 @@
 """The descent to the highest scoring blocks of keys: what is found, and the kernel beside the reference."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,7 +94,7 @@ def test_the_work_grows_as_n_log_n():
     """Scored pairs per row grow by a step with each doubling, while dense attention's double."""
     descent = Descent(64, 64, 2, 2)
     per_row = [descent.scored(length, length) / length for length in (4096, 8192, 16384, 32768)]
-    steps = [b - a for a, b in zip(per_row[:-1], per_row[1:], strict=True)]
+    steps = [b - a for a, b in pairwise(per_row)]
     assert steps[0] > 0 and max(steps) == pytest.approx(min(steps))
 
 

@@ -175,8 +175,10 @@ class HiP(Selector):
         place, found = layout.kv_lengths[s] - 1, self._found.get(layout.owners[s], {}).get(layer)
         return found is None or not found.place <= place < (found.place // self.refresh + 1) * self.refresh
 
-    def _part(self, layout: RaggedLayout, sequences: tuple[int, ...]) -> tuple[RaggedLayout, Tensor]:
+    def _part(self, layout: RaggedLayout, sequences: tuple[int, ...]) -> tuple[RaggedLayout, Tensor | slice]:
         """The layout of some sequences and their rows; made once for all layers of a step."""
+        if len(sequences) == len(layout.owners):
+            return layout, slice(None)
         if self._parts[0]() is not layout:
             self._parts = (ref(layout), {})
         known = self._parts[1]

@@ -159,7 +159,7 @@ class _Sequence:
 
     def _scorer(self, first: int, last: int) -> Scorer:
         """The largest product of the asked rows with the keys of a region's representative."""
-        descent, (heads, head_dim) = self.descent, self.q.shape[1:]
+        descent, heads = self.descent, self.q.shape[1]
         rows = torch.arange(first, last, device=self.q.device)[:, None] * descent.query_block
         rows = rows + torch.arange(0, descent.query_block, descent.stride, device=self.q.device)
         # The first row of a block is always there; it stands in for those that are not.
