@@ -17,6 +17,9 @@ class Seam:
     """Why it cannot be one request's own, as the end of a sentence; empty where it can: it is asked for the sequences
     that have it, and what it keeps it keeps for each of them."""
 
+    min_context: int | None = None
+    """Tokens of context below which the slot's default runs instead; None takes what its card says."""
+
     def start(self, checkpoint: "Checkpoint") -> None:
         """Asked once, before anything else: refuse a model that it cannot serve (MethodError), or prepare for it."""
         return
