@@ -1,20 +1,24 @@
 """CUDA graphs of the decode step: the whole network as one launch, so that the device never waits for Python.
 
-A graph replays fixed work on fixed memory. One is captured per batch size of a short list; a step takes the next
-larger one and its rows that are left over attend to nothing and write nothing.
+A graph replays fixed work on fixed memory. One is captured per batch size of a short list, in each form that the
+attention in force has; a step takes the next larger one and its rows that are left over attend to nothing and write
+nothing.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from headstart.engine.batch import TokenBatch
+from headstart.engine.seams import Attention
 from headstart.ops.attention import PagedIndex, RaggedLayout
 
 Forward = Callable[[TokenBatch], Tensor]
+_Captured = tuple[torch.cuda.CUDAGraph, Tensor, TokenBatch]
 # Runs before a capture: the first compiles kernels and chooses among them, the second meets only what is chosen.
 _WARM_UPS = 2
 
@@ -57,6 +61,7 @@ class DecodeGraphs:
 
     Args:
         forward: runs a batch → `[N, hidden]`, without waiting for the device.
+        attention: what attends in it.
         max_num_seqs: rows of the largest graph.
         max_pages: pages of the longest sequence.
         page_size: tokens per page.
@@ -64,9 +69,16 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, forward: Forward, max_num_seqs: int, max_pages: int, page_size: int, device: torch.device
+        self,
+        forward: Forward,
+        attention: Attention,
+        max_num_seqs: int,
+        max_pages: int,
+        page_size: int,
+        device: torch.device,
     ) -> None:
         self.sizes = graph_sizes(max_num_seqs)
+        self._attention = attention
         self._forward = forward
         self._page_size = page_size
         most = self.sizes[-1]
@@ -77,11 +89,11 @@ class DecodeGraphs:
             query_starts=torch.arange(most + 1, dtype=torch.int32, device=device),
         )
         # A graph reads its batch where it lay at the capture, so that the batch has to stay.
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, TokenBatch]] = {}
+        self._graphs: dict[tuple[int, int], _Captured] = {}
 
     @torch.inference_mode()
     def capture(self, progress: Callable[[list[int]], Iterable[int]] = iter) -> None:
-        """Capture a graph for each size, the largest first, since the others then fit into its memory.
+        """Capture graphs for each size, the largest first, since the others then fit into its memory.
 
         Args:
             progress: shows an iteration to the user.
@@ -89,16 +101,21 @@ class DecodeGraphs:
         self._buffers.rows[3].fill_(-1)
         stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         for size in progress(self.sizes[::-1]):
-            batch = self._buffers.batch(size, self._page_size)
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UPS):
-                    self._forward(batch)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream):
-                hidden = self._forward(batch)
-            self._graphs[size] = graph, hidden, batch
+            for form in range(self._attention.forms):
+                self._graphs[form, size] = self._captured(size, form, stream, pool)
+
+    def _captured(self, size: int, form: int, stream: torch.cuda.Stream, pool: Any) -> _Captured:
+        batch = self._buffers.batch(size, self._page_size)
+        self._attention.hold(batch.layout, form)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                self._forward(batch)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            hidden = self._forward(batch)
+        return graph, hidden, batch
 
     def fits(self, batch: TokenBatch) -> bool:
         """Whether a step is one that these graphs know: a row for each sequence, all of whose logits are wanted."""
@@ -123,6 +140,7 @@ class DecodeGraphs:
         if size > rows:
             own.rows[3, rows:size] = -1
             own.kv_lengths[rows:size] = 0
-        graph, hidden, _ = self._graphs[size]
+        graph, hidden, captured = self._graphs[self._attention.form_of(batch.layout), size]
+        self._attention.refill(captured.layout, batch.layout)
         graph.replay()
         return hidden[:rows]

@@ -165,7 +165,7 @@ class Runner:
             return self._prefill.forward(self.decoder, batch, StepAttention(batch, self.store, self.stack, groups))
 
         max_pages = -(-max_model_len // self.store.page_size)
-        graphs = DecodeGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device)
+        graphs = DecodeGraphs(forward, attention, max_num_seqs, max_pages, self.store.page_size, self.device)
         console = Console(stderr=True, quiet=self.decoder.ranks.rank > 0)
         graphs.capture(lambda sizes: track(sizes, "Capturing decode steps", console=console, transient=True))
         self._graphs = graphs

@@ -64,6 +64,7 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 EXAMPLES: dict[str, Example] = {
     "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
+    "hydragen": Example(("threshold=1,part=0", "levels=1,threshold=1,part=0")),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
     "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),

@@ -37,6 +37,8 @@ class Attention(Seam, ABC):
     slots = ("attention.prefill", "attention.decode")
     capturable: ClassVar[bool] = False
     """Whether a decode step can be captured and replayed on a GPU: only the device's tensors tell what is computed."""
+    forms: ClassVar[int] = 1
+    """In how many forms it is captured; `form_of` chooses one for each step."""
 
     @abstractmethod
     def attend(
@@ -49,6 +51,19 @@ class Attention(Seam, ABC):
         selection: Selection | None,
     ) -> tuple[Tensor, Tensor]:
         """`q [T, H, D]`, `keys, values [P, page_size, Hkv, D]` → `out [T, H, D]`, `lse [T, H]` float32."""
+
+    def hold(self, layout: RaggedLayout, form: int) -> None:
+        """Steps over this layout of device buffers are about to be captured in a form: what they read beside it must
+        lie in buffers that stay. The largest layout comes first."""
+        return
+
+    def form_of(self, layout: RaggedLayout) -> int:
+        """The form of a step that could be replayed."""
+        return 0
+
+    def refill(self, captured: RaggedLayout, layout: RaggedLayout) -> None:
+        """What was captured over one layout is about to be replayed for a step: fill the buffers that `hold` made."""
+        return
 
 
 class PagedAttention(Attention):
