@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
     from headstart.models.layers import Linear
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One request of a job whose requests are all known before any of them runs.
+
+    Attributes:
+        request_id: under which it will be submitted.
+        tokens: the prompt's ids.
+        max_tokens: most tokens of its answer; None where only the model's length bounds it.
+    """
+
+    request_id: str
+    tokens: Seq[int]
+    max_tokens: int | None
+
+
 class Scheduler(Seam, ABC):
     """Which tokens run in the next step?"""
 
@@ -29,6 +45,10 @@ class Scheduler(Seam, ABC):
     def schedule(self, step: "StepPlanner") -> None:
         """Fill the step: `step.decode`, `step.prefill` and `step.admit` hand tokens to sequences, in this order of
         calls, and keep memory, budget and batch size within bounds. A step that gets nothing is an idle step."""
+
+    def arrange(self, job: Seq[Piece]) -> list[int]:
+        """Told of a job before it begins: the order in which its requests are to arrive (default: the given one)."""
+        return list(range(len(job)))
 
 
 class Attention(Seam, ABC):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.engine.prefixes import Run, runs, sorted_prefixes
+
 MOST_SEGMENTS = 32
 """Shared segments of a step at most: a captured step has room for so many."""
 
@@ -43,20 +45,11 @@ class Segment:
 
 @dataclass(eq=False)
 class _Node:
-    """A run of the sorted sequences, `[low, high)`, whose first `depth` pages agree and no more; of its parent's,
-    `above` do."""
+    """A run of sequences that share pages, with those that lie within it."""
 
-    low: int
-    high: int
-    depth: int
-    above: int
+    run: Run
     children: list["_Node"] = field(default_factory=list)
     best: dict[tuple[int, int], tuple[int, bool]] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """How many sequences it has."""
-        return self.high - self.low
 
 
 def shared_segments(table: NDArray[np.int32], usable: NDArray[np.int64], costs: Costs) -> list[Segment]:
@@ -72,8 +65,9 @@ def shared_segments(table: NDArray[np.int32], usable: NDArray[np.int64], costs: 
     Returns:
         Segments from the root down; nothing where sharing does not pay.
     """
-    order, depths = _sorted(table, usable)
-    roots = _nested(_promising(_nodes(depths), costs))
+    pages = [row[:count] for row, count in zip(table, usable.tolist(), strict=True)]
+    order, shared = sorted_prefixes(pages)
+    roots = _nested(_promising(runs(shared), costs))
     if sum(_best(node, 0, costs.levels, costs) for node in roots) < max(costs.threshold, 1):
         return []
     found: list[Segment] = []
@@ -82,46 +76,20 @@ def shared_segments(table: NDArray[np.int32], usable: NDArray[np.int64], costs: 
     return sorted(found, key=lambda segment: segment.level)
 
 
-def _sorted(table: NDArray[np.int32], usable: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[int]]:
-    """The sequences in an order in which those that begin alike are neighbours, and how many pages neighbours share."""
-    count, width = len(table), max(int(usable.max(initial=0)), 1)
-    # What may not be shared is like nothing else.
-    own = -1 - np.arange(count, dtype=np.int32)[:, None]
-    pages = np.where(np.arange(width) < usable[:, None], table[:, :width], own)
-    names = [row.tobytes() for row in pages]
-    order = np.array(sorted(range(count), key=names.__getitem__), dtype=np.int64)
-    differs = pages[order[1:]] != pages[order[:-1]]
-    depths = np.where(differs.any(1), differs.argmax(1), width)
-    return order, depths.tolist()
-
-
-def _nodes(depths: list[int]) -> list[_Node]:
-    """The inner nodes of the prefix tree over sorted sequences, but for its root."""
-    found: list[_Node] = []
-    stack = [(0, 0)]  # depth and first sequence of what is open
-    for place, depth in enumerate([*depths, 0], start=1):
-        low = place - 1
-        while depth < stack[-1][0]:
-            closed, low = stack.pop()
-            found.append(_Node(low, place, closed, max(depth, stack[-1][0])))
-        if depth > stack[-1][0]:
-            stack.append((depth, low))
-    return found
-
-
-def _promising(nodes: list[_Node], costs: Costs) -> list[_Node]:
+def _promising(found: list[Run], costs: Costs) -> list[Run]:
     """Those that could pay, and of them the few whose own pages spare most."""
-    pays = [node for node in nodes if (node.size - 1) * node.depth * costs.page_size > costs.part * node.size]
-    return sorted(pays, key=lambda node: (node.size - 1) * (node.above - node.depth))[:MOST_SEGMENTS]
+    pays = [run for run in found if (run.size - 1) * run.depth * costs.page_size > costs.part * run.size]
+    return sorted(pays, key=lambda run: (run.size - 1) * (run.above - run.depth))[:MOST_SEGMENTS]
 
 
-def _nested(nodes: list[_Node]) -> list[_Node]:
-    """The roots of the forest of these nodes, each below the least that holds it."""
+def _nested(found: list[Run]) -> list[_Node]:
+    """The roots of the forest of these runs, each below the least that holds it."""
     roots: list[_Node] = []
     path: list[_Node] = []
-    for node in sorted(nodes, key=lambda node: (node.low, -node.high)):
-        while path and path[-1].high <= node.low:
+    for run in sorted(found, key=lambda run: (run.low, -run.high)):
+        while path and path[-1].run.high <= run.low:
             path.pop()
+        node = _Node(run)
         (path[-1].children if path else roots).append(node)
         path.append(node)
     return roots
@@ -133,8 +101,8 @@ def _best(node: _Node, above: int, levels: int, costs: Costs) -> int:
         closed = sum(_best(child, above, levels, costs) for child in node.children)
         opened = -1
         if levels:
-            opened = (node.size - 1) * (node.depth - above) * costs.page_size - costs.part * node.size
-            opened += sum(_best(child, node.depth, levels - 1, costs) for child in node.children)
+            opened = (node.run.size - 1) * (node.run.depth - above) * costs.page_size - costs.part * node.run.size
+            opened += sum(_best(child, node.run.depth, levels - 1, costs) for child in node.children)
         node.best[above, levels] = max(opened, closed), opened > closed
     return node.best[above, levels][0]
 
@@ -145,7 +113,7 @@ def _collect(
     """The segments of the best choice."""
     _best(node, above, costs.levels - level, costs)
     if node.best[above, costs.levels - level][1]:
-        found.append(Segment(above, node.depth, np.sort(order[node.low : node.high]), level))
-        above, level = node.depth, level + 1
+        found.append(Segment(above, node.run.depth, np.sort(order[node.run.low : node.run.high]), level))
+        above, level = node.run.depth, level + 1
     for child in node.children:
         _collect(child, above, costs, order, found, level)
