@@ -177,12 +177,13 @@ class EngineArgs:
                 f"max_model_len ({asked}) is beyond the {most} positions that the model can tell apart; ask for less"
             )
         length = asked or config.max_position
-        token_bytes = sum(
-            2 * layer.num_kv_heads * layer.head_dim * layer.dtype.itemsize for layer in layers if layer.alias_of is None
-        )
-        page_bytes = token_bytes * self.tokens_per_page
+        here = [layer for layer in layers if not layer.on_host or self.device == "cpu"]
+        page_bytes = sum(layer.token_bytes for layer in here) * self.tokens_per_page
         pages = self.num_pages or max(1, self._memory(page_bytes, length, step_bytes) // page_bytes)
         self._refuse_beyond_memory(pages, page_bytes, step_bytes)
+        self._refuse_beyond_host(
+            pages * self.tokens_per_page, sum(layer.token_bytes for layer in layers if layer.on_host)
+        )
         holds = pages * self.tokens_per_page
         if asked is not None and holds < asked:
             raise HeadstartError(
@@ -190,6 +191,16 @@ class EngineArgs:
                 f"bytes), fewer than max_model_len ({asked}); lower max_model_len or give the cache more memory"
             )
         return pages, min(length, holds)
+
+    def _refuse_beyond_host(self, tokens: int, token_bytes: int) -> None:
+        """Layers on the host that its memory cannot hold."""
+        wanted, has = tokens * token_bytes, psutil.virtual_memory().available
+        if wanted > has:
+            raise HeadstartError(
+                f"the layers whose cache lies on the host take {wanted:,} bytes for {tokens} tokens, and {has:,} are "
+                f"available, enough for {has // token_bytes} tokens; set num_pages or kv_cache_memory lower, or leave "
+                "more layers on the device"
+            )
 
     def _refuse_beyond_memory(self, pages: int, page_bytes: int, step_bytes: int) -> None:
         """A cache that the machine cannot hold."""

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, TypeVar
 
-from headstart.checkpoints.reader import Checkpoint
+from headstart.checkpoints.reader import Checkpoint, refuse_without_method
 from headstart.engine.cache import PagedKVStore
 from headstart.engine.request import Sequence
 from headstart.engine.scheduler import StallFree
-from headstart.engine.seams import DEFAULTS, SLOTS, Scheduler, Seam
+from headstart.engine.seams import DEFAULTS, SLOTS, LogitRule, Prefill, Retention, Scheduler, Seam
 from headstart.errors import MethodError, did_you_mean
 
 S = TypeVar("S", bound=Seam)
@@ -27,6 +28,8 @@ class Stack:
         fingerprint: of the lossy ones and their options, and of lossy settings; part of the identity of cached keys.
         shares_keys: whether a prompt's keys may serve another that begins alike: not where they depend on what
             follows them (a prompt that a lossy method needs whole) or on what is no longer there (`Retention`).
+        whole_prompts: whether a method needs each prompt in one piece (its `chunking` trait).
+        holders: unfinished requests of the engine that have this stack.
 
     Raises:
         MethodError: an unknown method or option, two methods in one slot, or one that needs the model in one piece.
@@ -36,6 +39,9 @@ class Stack:
         from headstart.methods import registry
 
         self.methods = [registry.build(item, "inference") if isinstance(item, str) else item for item in use]
+        self.holders = 0
+        self._ranks = ranks
+        self._checkpoint: Checkpoint | None = None
         self._filled: dict[str, Seam] = {}
         for item in self.methods:
             if not isinstance(item, Seam) or not hasattr(item, "card"):
@@ -85,6 +91,38 @@ class Stack:
         """
         for item in self.methods:
             item.start(checkpoint)
+        self._checkpoint = checkpoint
+        self._settle(lossy_settings)
+
+    def of_request(self, use: Iterable[Any]) -> "Stack":
+        """Another stack with these methods instead of those of this one that can be a request's own.
+
+        Args:
+            use: as for a new stack.
+
+        Raises:
+            MethodError: as for a new stack; or a method can only be the whole engine's, or is left out that the model
+                needs.
+        """
+        assert self._checkpoint is not None, "this stack has not been started"
+        kept = [item for item in self.methods if why_for_all(item)]
+        made = Stack([*kept, *use], self._ranks)
+        own = made.methods[len(kept) :]
+        for item in own:
+            if why := why_for_all(item):
+                raise MethodError(
+                    f"{item.card.key} cannot be one request's own, since {why}: give it to the whole engine, as --use"
+                )
+        keys = [item.card.key for item in made.methods]
+        refuse_without_method(self._checkpoint.config.raw, self._checkpoint.name, keys)
+        for item in own:
+            item.start(self._checkpoint)
+        # The same objects, so that those who have no method in a slot are still run together.
+        made._defaults = self._defaults
+        made._settle(self._lossy_settings)
+        return made
+
+    def _settle(self, lossy_settings: Iterable[str]) -> None:
         self._lossy_settings = sorted(lossy_settings)
         self.exact = self.exact and not self._lossy_settings
         self.fingerprint = self._fingerprint()
@@ -118,6 +156,26 @@ class Stack:
         """What fills the scheduler slot."""
         return self.get("scheduler", Scheduler)
 
+    @cached_property
+    def prefill(self) -> Prefill:
+        """What fills the prefill slot."""
+        return self.get("prefill", Prefill)
+
+    @cached_property
+    def retention(self) -> Retention | None:
+        """What fills the retention slot."""
+        return self.optional("retention", Retention)
+
+    @cached_property
+    def logit_rule(self) -> LogitRule | None:
+        """What fills the slot of logit rules."""
+        return self.optional("logit_rule", LogitRule)
+
+    @cached_property
+    def looks_on(self) -> bool:
+        """Whether a method looks at every token before the next can be drawn."""
+        return self.retention is not None or self.logit_rule is not None
+
     def get(self, slot: str, kind: type[S]) -> S:
         """What fills a slot: a method, or the slot's default."""
         found = self._filled.get(slot, self._defaults.get(slot))
@@ -142,3 +200,8 @@ class Stack:
         """Tokens of context below which the slot's default runs instead of its method."""
         found = self._filled.get(slot)
         return 0 if found is None else found.card.min_context  # type: ignore[attr-defined]
+
+
+def why_for_all(item: Any) -> str:
+    """Why a method can only be the whole engine's; empty where it can be one request's own."""
+    return item.for_all or next((why for slot in item.slots if (why := SLOTS[slot].for_all)), "")

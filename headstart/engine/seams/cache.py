@@ -18,18 +18,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerKV:
-    """What one layer keeps per token; `alias_of` an earlier layer whose pages it reads instead."""
+    """What one layer keeps per token.
+
+    Attributes:
+        alias_of: an earlier layer whose pages it reads instead.
+        on_host: whether its pages lie in the host's memory, whatever the model's device.
+    """
 
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
     alias_of: int | None = None
+    on_host: bool = False
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that it keeps of each token."""
+        return 0 if self.alias_of is not None else 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 class KVLayout(Seam, ABC):
     """In which form do K and V live?"""
 
     slots = ("kv_layout",)
+    for_all = "all requests share one KV cache"
     splits = False
 
     @abstractmethod
@@ -92,6 +104,7 @@ class KVStore(Seam, ABC):
     """
 
     slots = ("kv_store",)
+    for_all = "all requests share one KV cache"
     splits = False
     page_size: int
     num_pages: int
@@ -139,6 +152,14 @@ class KVStore(Seam, ABC):
     @abstractmethod
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each `[P, page_size, Hkv, D]`."""
+
+    def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
+        """Make ready for `open` what lies further away of a prefix of `tokens`, as far as a step may wait for it.
+
+        Returns:
+            Whether that is all; otherwise a later step must ask again.
+        """
+        return True
 
     @abstractmethod
     def open(self, namespace: str | None, tokens: list[int]) -> PageLease:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -38,6 +38,7 @@ class Scheduler(Seam, ABC):
     """Which tokens run in the next step?"""
 
     slots = ("scheduler",)
+    for_all = "one plan serves all requests"
     step_tokens: int | None = None
     """The step's token budget that it wants where the user names none; None leaves it to the engine."""
 
@@ -55,9 +56,9 @@ class Attention(Seam, ABC):
     """How do the queries of a layer meet the keys?"""
 
     slots = ("attention.prefill", "attention.decode")
-    capturable: ClassVar[bool] = False
+    capturable: bool = False
     """Whether a decode step can be captured and replayed on a GPU: only the device's tensors tell what is computed."""
-    forms: ClassVar[int] = 1
+    forms: int = 1
     """In how many forms it is captured; `form_of` chooses one for each step."""
 
     @abstractmethod
@@ -199,6 +200,7 @@ class LinearOp(Seam, ABC):
     """How is a weight applied?"""
 
     slots = ("linear",)
+    for_all = "all requests share the weights"
     splits = False
 
     @abstractmethod
