@@ -71,6 +71,7 @@ EXAMPLES: dict[str, Example] = {
         ),
         dense="keys=2048,dense_layers=0",
     ),
+    "hydragen": Example(("threshold=1,part=0", "levels=1,threshold=1,part=0")),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
     "minference": Example(
         (
