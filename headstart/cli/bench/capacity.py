@@ -169,7 +169,8 @@ def _simulate(
     from headstart.evaluation.capacity.probes import simulated
     from headstart.evaluation.capacity.search import search
 
-    return search(simulated(shape, use, cost, worker), targets, start, precision=1.02)
+    probe = simulated(shape, use, cost, worker)
+    return search(probe, targets, start, most=shape.most_telling(targets.ttft), precision=1.02)
 
 
 def _measure(
@@ -202,7 +203,8 @@ def _measure(
         )
 
     with ServedModel(options, threads=threads) as served, Display(console) as display:
-        return search(measured(shape, served.url, targets, display, folder), targets, start, precision=1.1, heard=heard)
+        probe = measured(shape, served.url, targets, display, folder)
+        return search(probe, targets, start, most=shape.most_telling(targets.ttft), precision=1.1, heard=heard)
 
 
 def _print(found: "dict[str, dict[str, CapacityFound]]", error: float, console: Console) -> None:

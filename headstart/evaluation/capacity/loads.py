@@ -60,6 +60,11 @@ class LoadShape:
             return replace(self.settings, rate=(self.settings.rate or 1.0) * rate / self.natural)
         return replace(self.settings, fast_forward=self.settings.fast_forward * rate / self.natural)
 
+    def most_telling(self, ttft: float) -> float:
+        """The highest rate of which the load says something: its arrivals last as long as a first token may take, for
+        of requests that come all at once none shows whether the next ones would be served, too."""
+        return (len(self.asks) - 1) / ttft
+
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt and answer together."""

@@ -108,7 +108,10 @@ class CapacityFound:
         if self.rate and self.bound is not None:
             return f"{self.rate:.3g} requests per second meet {self.targets}; {self.bound:.3g} do not"
         if self.rate:
-            return f"more than {self.rate:.3g} requests per second meet {self.targets}: no higher rate was tried"
+            return (
+                f"more than {self.rate:.3g} requests per second meet {self.targets}: at a higher rate so few requests "
+                "would come all at once; take more of them"
+            )
         served = [probe for probe in self.probes if probe.served]
         if not served:
             return f"no rate meets {self.targets}, and not even the lowest that was tried was served"
@@ -137,7 +140,7 @@ def search(
         probe: puts on a load at a rate.
         targets: to be met.
         start: the rate to begin with.
-        most: no rate above it is tried.
+        most: no rate above it is tried (`LoadShape.most_telling`).
         precision: the search ends when the ends of the interval are within this factor.
         heard: hears of every load, and whether it met the targets.
     """
