@@ -204,7 +204,9 @@ def _measure(
 
     with ServedModel(options, threads=threads) as served, Display(console) as display:
         probe = measured(shape, served.url, targets, display, folder)
-        return search(probe, targets, start, most=shape.most_telling(targets.ttft), precision=1.1, heard=heard)
+        # A lower rate takes as much longer, and the simulation is not wrong by that much.
+        limits = {"most": shape.most_telling(targets.ttft), "least": start / 8}
+        return search(probe, targets, start, **limits, precision=1.1, heard=heard)
 
 
 def _print(found: "dict[str, dict[str, CapacityFound]]", error: float, console: Console) -> None:

@@ -12,8 +12,8 @@ from headstart.errors import HeadstartError
 PRECISION = 1.05
 _GROWTH = 2.0
 _MOST_PROBES = 24
-# A rate so far below the one that was begun with is that of single requests.
-_LEAST_SHARE = 1 / 1024
+# A rate so far below the one that was begun with is that of single requests; simulated ones cost nothing.
+LEAST_SHARE = 1 / 1024
 
 
 class CapacityError(HeadstartError):
@@ -131,6 +131,7 @@ def search(
     start: float,
     *,
     most: float = math.inf,
+    least: float | None = None,
     precision: float = PRECISION,
     heard: Callable[[Probe, bool], None] = lambda probe, met: None,
 ) -> CapacityFound:
@@ -141,11 +142,13 @@ def search(
         targets: to be met.
         start: the rate to begin with.
         most: no rate above it is tried (`LoadShape.most_telling`).
+        least: nor one below this (default: `LEAST_SHARE` of the first).
         precision: the search ends when the ends of the interval are within this factor.
         heard: hears of every load, and whether it met the targets.
     """
     found = CapacityFound(targets)
     rate = min(start, most)
+    least = rate * LEAST_SHARE if least is None else least
     for _ in range(_MOST_PROBES):
         tried = probe(float(f"{rate:.4g}"))
         met = tried.meets(targets)
@@ -160,7 +163,7 @@ def search(
                 break
             rate = min(found.rate * _GROWTH, most)
         elif not found.rate:
-            if found.bound <= start * _LEAST_SHARE:
+            if found.bound <= least:
                 break
             rate = found.bound / _GROWTH
         elif found.bound / found.rate <= precision:
