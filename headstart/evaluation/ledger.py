@@ -29,7 +29,9 @@ from headstart.evaluation.timeline import Timeline
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["engine", "method", "compare", "serve", "quality", "training", "ops"]
+Kind = Literal[
+    "engine", "method", "compare", "serve", "quality", "training", "ops", "capacity", "placement", "simulator"
+]
 Verdict = Literal["better", "same", "worse", "unknown"]
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
 

@@ -76,5 +76,6 @@ class LoadShape:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt and answer together."""
-        return max(ask.input_tokens + ask.output_tokens for ask in self.asks)
+        """Tokens of the longest prompt and answer together that may come."""
+        drawn = [] if self.settings.trace else [self.settings.input_tokens.high + self.settings.output_tokens.high]
+        return max([ask.input_tokens + ask.output_tokens for ask in self.asks] + drawn)

@@ -77,6 +77,7 @@ def calibrate(
             model=settings.model,
             dtype=settings.dtype,
             device=settings.device,
+            load_format=settings.load_format,
             page_size=settings.tokens_per_page,
             num_pages=sequences * -(-context // settings.tokens_per_page),
             max_model_len=context,
