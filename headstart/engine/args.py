@@ -177,11 +177,12 @@ class EngineArgs:
                 f"max_model_len ({asked}) is beyond the {most} positions that the model can tell apart; ask for less"
             )
         length = asked or config.max_position
-        token_bytes = sum(
-            2 * layer.num_kv_heads * layer.head_dim * layer.dtype.itemsize for layer in layers if layer.alias_of is None
-        )
-        page_bytes = token_bytes * self.tokens_per_page
-        pages = self.num_pages or max(1, self._memory(page_bytes, length, step_bytes) // page_bytes)
+        each, spare = self._kept_pages(layers, length)
+        share = each / -(-length // self.tokens_per_page)
+        twin_bytes = sum(layer.bounded_bytes for layer in layers) * self.tokens_per_page
+        page_bytes = sum(layer.token_bytes for layer in layers) * self.tokens_per_page + int(share * twin_bytes)
+        memory = 0 if self.num_pages else self._memory(page_bytes, length, step_bytes) - spare * twin_bytes
+        pages = self.num_pages or max(1, memory // page_bytes)
         self._refuse_beyond_memory(pages, page_bytes, step_bytes)
         holds = pages * self.tokens_per_page
         if asked is not None and holds < asked:
@@ -190,6 +191,26 @@ class EngineArgs:
                 f"bytes), fewer than max_model_len ({asked}); lower max_model_len or give the cache more memory"
             )
         return pages, min(length, holds)
+
+    def bounded_pages(self, layers: list[LayerKV], num_pages: int, length: int) -> tuple[int, int | None]:
+        """Pages for the heads that keep only what is seen, beside `num_pages` for the others, and the tokens that one
+        sequence may then write in a step; 0 and None where there are no such heads.
+
+        They suffice for as many of the longest sequences as the others do, and for the chunk of a step.
+        """
+        each, spare = self._kept_pages(layers, length)
+        wanted = -(-num_pages * each // -(-length // self.tokens_per_page)) + spare
+        if not each or wanted >= num_pages:
+            return num_pages if each else 0, None
+        return wanted, (spare - 2) * self.tokens_per_page
+
+    def _kept_pages(self, layers: list[LayerKV], length: int) -> tuple[int, int]:
+        """Pages that a bounded head keeps of one sequence, and those of a step's chunk."""
+        reach = next((layer.reach for layer in layers if layer.bounded), None)
+        if reach is None:
+            return 0, 0
+        most = reach.most_pages(length, self.tokens_per_page)
+        return most, -(-self.step_tokens // self.tokens_per_page) + 2
 
     def _refuse_beyond_memory(self, pages: int, page_bytes: int, step_bytes: int) -> None:
         """A cache that the machine cannot hold."""

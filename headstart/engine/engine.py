@@ -27,7 +27,7 @@ from headstart.engine.request import Request, Sequence
 from headstart.engine.rows import HiddenRows
 from headstart.engine.runner import Runner
 from headstart.engine.sampler import Sampled, Sampler
-from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Retention, Verifier
+from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Prefill, Retention, Verifier
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.stats import EngineStats
@@ -103,7 +103,13 @@ class Engine:
         num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken), device=device)
         if drafter is not None:
             drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
-        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)
+        store = self.stack.get("kv_store", KVStore)
+        store.num_twins, store.most_written = args.bounded_pages(layers, num_pages, self.max_model_len)
+        if self.stack.whole_prompts:
+            store.num_twins, store.most_written = num_pages, None
+        self.store = store.allocate(layers, num_pages, args.tokens_per_page, device)
+        if self.store.bounded:
+            self._refuse_beside_bounded_heads()
         if args.kv_tier is not None:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
         self._scheduler = self.stack.scheduler
@@ -282,6 +288,7 @@ class Engine:
             sequence = allotment.sequence
             assert sequence.lease is not None
             sequence.lease.commit(sequence.tokens, self.stack.num_shareable(sequence))
+            sequence.lease.advance(sequence.num_computed)
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
@@ -333,6 +340,21 @@ class Engine:
             if any(slot.startswith(_READ_KEYS) for slot in item.slots):
                 raise MethodError(
                     f"{item.card.key} reads cached keys in the run's dtype: leave kv_cache_dtype at auto with it"
+                )
+
+    def _refuse_beside_bounded_heads(self) -> None:
+        """What needs every key where it was written."""
+        layout: Any = self.stack.get("kv_layout", KVLayout)
+        if self.args.kv_tier is not None:
+            raise MethodError(
+                f"{layout.card.key} keeps a part of the keys only, which no --kv-tier can hold: leave it out"
+            )
+        for slot in ("retention", "prefill"):
+            if self.stack.filled(slot):
+                other: Any = self.stack.get(slot, Retention if slot == "retention" else Prefill)
+                raise MethodError(
+                    f"{layout.card.key} drops keys by a rule of its own, and {other.card.key} counts on all of them: "
+                    "use one of them"
                 )
 
     def _bind_weights(self, decoder: Decoder) -> None:

@@ -65,6 +65,10 @@ EXAMPLES: dict[str, Example] = {
     "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
+    "longgen": Example(
+        ("untrained=true,block=16,sink=0,local=1,stride=0,full=1", "untrained=true,block=16,sink=1,local=1,stride=2"),
+        dense="untrained=true,block=16,sink=9",
+    ),
     "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
     "request-batches": Example(("", "batch=3")),
