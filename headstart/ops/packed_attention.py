@@ -238,18 +238,21 @@ def reach_block_mask(start: Tensor, reach: Reach) -> BlockMask:
     size = start.shape[0]
     place = torch.arange(size, dtype=torch.int32, device=start.device)
 
+    # Compiled code takes plain numbers; no block has the number of a stride beyond all places.
+    size_of, sink, local, stride = reach.block, reach.sink, reach.local, reach.stride or size + 1
+
     def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         begin = start[query]
-        return (key >= begin) & reach.sees(query - begin, key - begin)
+        far = (key - begin) // size_of
+        wanted = (far < sink) | ((query - begin) // size_of - far < local) | ((far + 1) % stride == 0)
+        return (key <= query) & (key >= begin) & wanted
 
     first = place[: -(-size // _BLOCK)] * _BLOCK
     last = (first + _BLOCK - 1).clamp(max=size - 1)
-    block = (place - start) // reach.block
-    wide = block < reach.sink
-    if reach.stride:
-        wide |= (block + 1) % reach.stride == 0
+    block = (place - start) // size_of
+    wide = (block < sink) | ((block + 1) % stride == 0)
     wide = F.pad(wide, (0, len(first) * _BLOCK - size)).view(-1, _BLOCK).any(1)
-    near = first[:, None] - last[None] < reach.local * reach.block
+    near = first[:, None] - last[None] < local * size_of
     looks = (first[None] <= first[:, None]) & (last[None] >= start[first][:, None]) & (wide[None] | near)
     return BlockMask.from_kv_blocks(
         looks.sum(-1, dtype=torch.int32)[None, None],

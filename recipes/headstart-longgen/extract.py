@@ -22,7 +22,7 @@ def main(model: Path, out: Path) -> None:
     tensors = {}
     for path in shard_paths(model):
         with safe_open(path, "pt") as shard:
-            tensors |= {name: shard.get_tensor(name) for name in shard.keys() if name.split(".")[-2] in OWN}
+            tensors |= {name: shard.get_tensor(name) for name in sorted(shard.keys()) if name.split(".")[-2] in OWN}
     out.mkdir(parents=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     config = read_json(model / "config.json") | {BASE_FIELD: default_checkpoint_path().name}
