@@ -325,7 +325,7 @@ class Engine:
             steps=self._totals["steps"],
             finished=dict(self._finished),
             drafts={} if self._speculation is None else dict(self._speculation.counts),
-            methods={item.card.key: counts for item in self.stack.methods if (counts := item.counters())},
+            methods=self.stack.counters(),
             prefill_tokens=self.watch.prefill_tokens,
             decode_tokens=self.watch.decode_tokens,
             step_seconds=self.watch.step_seconds,

@@ -56,8 +56,9 @@ class StepAttention:
             [whole.page_tables[s] for s in chosen],
             whole.page_size,
             whole.device,
+            [whole.owners[s] for s in chosen] if whole.owners else (),
         )
-        groups = _groups([self._batch.allotments[s] for s in chosen], layout, self._stack)
+        groups = _groups([self._batch.allotments[s] for s in chosen], layout, self._stack, first=False)
         return lambda spec, q: self._attend(groups, spec, q)
 
     def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> "AmongAttention":
@@ -140,18 +141,19 @@ class AmongAttention:
         return self.store.layer(spec.layer)[0].flatten(0, 1)[self._read[s]]
 
 
-def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack) -> list[_Group]:
-    """Sequences by what attends for them: the prefill or the decode slot, or the default for short contexts."""
+def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack, first: bool = True) -> list[_Group]:
+    """Sequences by what attends for them: the prefill or the decode slot, or the default for short contexts; `first`
+    says that the step has not asked for them before."""
     members: dict[tuple[int, int], list[int]] = {}
     ways: dict[tuple[int, int], tuple[Attention, Selector]] = {}
     for s, allotment in enumerate(allotments):
         phase = "decode" if allotment.sequence.decoding else "prefill"
         # What counts is the whole prompt: however it is cut, the same way attends to all of it.
         context = max(layout.kv_lengths[s], allotment.sequence.num_prompt)
-        attention, selector = f"attention.{phase}", f"selector.{phase}"
+        ends = first and phase == "prefill" and allotment.completes
         way = (
-            (stack.get if context >= stack.min_context(attention) else stack.default)(attention, Attention),
-            (stack.get if context >= stack.min_context(selector) else stack.default)(selector, Selector),
+            stack.choose(f"attention.{phase}", Attention, context, ends),
+            stack.choose(f"selector.{phase}", Selector, context, ends),
         )
         key = (id(way[0]), id(way[1]))
         ways[key] = way

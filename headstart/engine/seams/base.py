@@ -14,6 +14,9 @@ class Seam:
     """Whether it works where several ranks hold some heads each: it neither decides for all heads from what they
     compute, nor reads whole weights."""
 
+    min_context: int | None = None
+    """Tokens of context below which the slot's default runs instead; None takes what its card says."""
+
     def start(self, checkpoint: "Checkpoint") -> None:
         """Asked once, before anything else: refuse a model that it cannot serve (MethodError), or prepare for it."""
         return
