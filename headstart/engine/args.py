@@ -178,10 +178,10 @@ class EngineArgs:
             )
         length = asked or config.max_position
         each, spare = self._kept_pages(layers, length)
-        share = each / -(-length // self.tokens_per_page)
         twin_bytes = sum(layer.bounded_bytes for layer in layers) * self.tokens_per_page
-        page_bytes = sum(layer.token_bytes for layer in layers) * self.tokens_per_page + int(share * twin_bytes)
-        memory = 0 if self.num_pages else self._memory(page_bytes, length, step_bytes) - spare * twin_bytes
+        page_bytes = sum(layer.token_bytes for layer in layers) * self.tokens_per_page
+        page_bytes += -(-twin_bytes * each // -(-length // self.tokens_per_page))
+        memory = 0 if self.num_pages else self._memory(page_bytes, length, step_bytes) - (spare + 1) * twin_bytes
         pages = self.num_pages or max(1, memory // page_bytes)
         self._refuse_beyond_memory(pages, page_bytes, step_bytes)
         holds = pages * self.tokens_per_page
