@@ -160,18 +160,21 @@ class EngineArgs:
         """Tokens per KV cache page."""
         return self.page_size or _PAGE_SIZE[torch.device(self.device).type]
 
-    def cache_size(self, layers: list[LayerKV], config: ModelConfig, step_bytes: int = 0) -> tuple[int, int]:
+    def cache_size(
+        self, layers: list[LayerKV], config: ModelConfig, step_bytes: int = 0, most: int | None = None
+    ) -> tuple[int, int]:
         """Pages in the cache and the longest sequence, so that one such sequence always fits.
 
         Args:
             layers: what each layer keeps per token.
             config: the model's.
             step_bytes: bytes of a GPU that stay free for the largest step.
+            most: tokens that can be asked for, if not what the model says itself.
 
         Raises:
             HeadstartError: the asked-for length exceeds the model's or the cache's; the sentence has the numbers.
         """
-        asked, most = self.max_model_len, config.max_extended_position
+        asked, most = self.max_model_len, most or config.max_extended_position
         if asked is not None and asked > most:
             raise HeadstartError(
                 f"max_model_len ({asked}) is beyond the {most} positions that the model can tell apart; ask for less"

@@ -98,9 +98,10 @@ class Engine:
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, kept)
         sized = layers if drafter is None else [*layers, *drafter.layers()]
         config = self.checkpoint.config
-        longest = min(args.max_model_len or config.max_position, config.max_extended_position)
+        most = max((item.longest(config) for item in self.stack.methods), default=config.max_extended_position)
+        longest = min(args.max_model_len or config.max_position, most)
         taken = step_bytes(decoder, args.step_tokens, args.max_num_seqs, longest)
-        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken), device=device)
+        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken, most), device=device)
         if drafter is not None:
             drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
         store = self.stack.get("kv_store", KVStore)
@@ -108,7 +109,7 @@ class Engine:
         if self.stack.whole_prompts:
             store.num_twins, store.most_written = num_pages, None
         self.store = store.allocate(layers, num_pages, args.tokens_per_page, device)
-        if self.store.bounded:
+        if self.store.bounded or not self.stack.get("kv_layout", KVLayout).movable:
             self._refuse_beside_bounded_heads()
         if args.kv_tier is not None:
             add_tiers(self.store, args.kv_tier, decoder, layers, device)

@@ -144,8 +144,8 @@ class AmongAttention:
 def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack, first: bool = True) -> list[_Group]:
     """Sequences by what attends for them: the prefill or the decode slot, or the default for short contexts; `first`
     says that the step has not asked for them before."""
-    members: dict[tuple[int, int], list[int]] = {}
-    ways: dict[tuple[int, int], tuple[Attention, Selector]] = {}
+    members: dict[tuple[int, int, str], list[int]] = {}
+    ways: dict[tuple[int, int, str], tuple[Attention, Selector]] = {}
     for s, allotment in enumerate(allotments):
         phase = "decode" if allotment.sequence.decoding else "prefill"
         # What counts is the whole prompt: however it is cut, the same way attends to all of it.
@@ -155,7 +155,8 @@ def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack, firs
             stack.choose(f"attention.{phase}", Attention, context, ends),
             stack.choose(f"selector.{phase}", Selector, context, ends),
         )
-        key = (id(way[0]), id(way[1]))
+        # A method that chooses for both phases is asked for each by itself.
+        key = (id(way[0]), id(way[1]), phase if stack.filled(f"selector.{phase}") else "")
         ways[key] = way
         members.setdefault(key, []).append(s)
     if len(members) == 1:

@@ -5,6 +5,7 @@ A lossy method's entry says with which options it keeps everything (`dense`), or
 """
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.checkpoints.writer import save_checkpoint
+from headstart.methods.cache.lserve.heads import model_fields
 from headstart.methods.registry import MethodCard
 from headstart.models.decoder import AttentionSpec
 
@@ -50,6 +52,16 @@ def write_draft(checkpoint: Checkpoint, directory: Path) -> str:
     return f"draft={draft}"
 
 
+def write_heads(checkpoint: Checkpoint, directory: Path) -> str:
+    """Heads that lose the less, the higher their number."""
+    config = checkpoint.config
+    losses = [[1.0 / (1 + head + layer) for head in range(config.num_kv_heads)] for layer in range(config.num_layers)]
+    content = {"format": "headstart lserve 1", "model": model_fields(config), "losses": losses}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "heads.json").write_text(json.dumps(content))
+    return f"heads={directory / 'heads.json'}"
+
+
 def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
     """A copy with noise of so many of each weight's standard deviations added."""
     decoder = copy.deepcopy(checkpoint.decoder)
@@ -68,6 +80,19 @@ EXAMPLES: dict[str, Example] = {
     "longgen": Example(
         ("untrained=true,block=16,sink=0,local=1,stride=0,full=1", "untrained=true,block=16,sink=1,local=1,stride=2"),
         dense="untrained=true,block=16,sink=9",
+    ),
+    "lserve": Example(
+        ("sink=16,recent=16,budget=32,block=16,logical=4", "streaming=0.25,sink=0,recent=0,budget=32,block=16,logical=16,interval=1"),
+        dense="sink=96",
+        made=write_heads,
+    ),
+    "minference": Example(
+        (
+            "vertical=3,slash=4,sink=1,recent=2,block=4,rows=3",
+            "pattern=a-shape,vertical=2,slash=6,block=4",
+            "pattern=block-sparse,blocks=2,block=4",
+        ),
+        dense="vertical=1000000",
     ),
     "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -66,6 +66,8 @@ class KVLayout(Seam, ABC):
 
     slots = ("kv_layout",)
     splits = False
+    movable: ClassVar[bool] = True
+    """Whether pages may be moved: out of the device and back, or within it, without the method that goes with it."""
 
     @abstractmethod
     def layers(self, specs: Seq["AttentionSpec"], dtype: torch.dtype) -> list[LayerKV]:

@@ -82,35 +82,6 @@ planned(
         conflicts="Methods with statistics per row, such as token pruning by total attention.",
     ),
     MethodCard(
-        "minference",
-        stage="prefill",
-        paper=Paper(
-            "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via Dynamic Sparse Attention",
-            arxiv="2407.02490",
-            venue="NeurIPS 2024 (spotlight)",
-        ),
-        slots=("selector.prefill",),
-        exact=False,
-        chunking="per_chunk",
-        needs=("a file of patterns per head, found by an offline search for the checkpoint",),
-        summary="""Attention over a long prompt is sparse, and the shape of the sparsity is stable per head while
-        its exact places change with the prompt. An offline search gives each head one of three patterns: first and
-        recent tokens, vertical and slash lines, or blocks. At run time a small estimate finds the places for this
-        prompt. A sparse kernel then computes only those, which shortens the time to the first token.""",
-        when_not="""For prompts below some tens of thousands of tokens, where finding the places costs more than it
-        saves; for decode, which stays dense; and when later turns ask something else, since the estimate is made
-        from the last queries of the prompt.""",
-        claim=Claim(
-            "prefill of 1M tokens 9.9 times faster: 179 s instead of 1766 s",
-            setting="""Llama-3-8B-Instruct, bf16, one A100 80GB, against FlashAttention-2; 1.8 times faster at 100K,
-            and 2.8 times slower at 10K""",
-            source="the authors' latency table",
-        ),
-        composes="""Chunked prefill if every chunk estimates anew (`qwen2.5-1m`), prefix caching, `lserve`'s
-        retrieval heads.""",
-        conflicts="`hip` and `zipvl` on the same layers.",
-    ),
-    MethodCard(
         "hip",
         stage="prefill",
         paper=Paper(
@@ -135,30 +106,6 @@ planned(
         ),
         composes="Paged caches and offloading, since the search touches few pages.",
         conflicts="`lserve` and `minference` on the same layers; pages quantised as a whole, unless keys are restored.",
-    ),
-    MethodCard(
-        "qwen2.5-1m",
-        stage="prefill",
-        paper=Paper("Qwen2.5-1M Technical Report", arxiv="2501.15383", venue="arXiv, 2025"),
-        slots=("attention.prefill", "attention.decode", "selector.prefill"),
-        exact=False,
-        chunking="per_chunk",
-        needs=("budgets per head, refined on a calibration at full length",),
-        min_context=32768,
-        summary="""A recipe that takes a 4K model to 256K by staged training and to one million tokens at inference
-        without training. Dual chunk attention remaps relative positions so that none exceeds the trained window,
-        and a softmax temperature grows with length. Sparse prefill in the manner of MInference is made to work with
-        chunked prefill. Sparsity refinement raises the budget of a head until its attention recall at one million
-        tokens is good.""",
-        when_not="""For prompts below the chunk of the positions and the sparse threshold of 32,768 tokens: nothing
-        changes there.""",
-        claim=Claim(
-            "prefill of 1M tokens 3 to 7 times faster",
-            setting="Qwen2.5-1M models against full attention; figures per model and GPU not known here",
-            source="abstract",
-        ),
-        composes="`minference` patterns, paged caches, tensor parallelism.",
-        conflicts="ALiBi and sliding windows.",
     ),
     MethodCard(
         "zipvl",

@@ -163,7 +163,11 @@ class KeyBlocks:
 
     def pairs(self, layout: "RaggedLayout") -> float:
         """Causal query-key pairs that are looked at in one layer, as a mean over the heads."""
-        total = 0.0
+        return float(self.head_pairs(layout).double().mean())
+
+    def head_pairs(self, layout: "RaggedLayout") -> Tensor:
+        """int64 `[Hb]`: causal query-key pairs that each head looks at in one layer."""
+        total = torch.zeros(self.blocks.shape[1], dtype=torch.int64, device=self.blocks.device)
         for s, (queries, keys) in enumerate(zip(layout.query_lengths, layout.kv_lengths, strict=True)):
             for first in range(0, -(-queries // self.query_block), _BLOCKS):
                 last = min(first + _BLOCKS, -(-queries // self.query_block))
@@ -174,9 +178,9 @@ class KeyBlocks:
                 high = (low + self.query_block).clamp(max=keys)  # behind the block's last row
                 begin, end = starts.clamp(min=0), starts + self.key_block
                 seen = _below(high - begin, end - begin) - _below(low - begin, end - begin)
-                total += float((seen * there).sum())
-                total += float(((high - torch.maximum(low, columns[:, None])).clamp(min=0) * single).sum())
-        return total / self.blocks.shape[1]
+                total += (seen * there).sum((1, 2))
+                total += ((high - torch.maximum(low, columns[:, None])).clamp(min=0) * single).sum((1, 2))
+        return total
 
 
 # Blocks of query rows that are looked at together where lists are written out.
