@@ -82,7 +82,10 @@ EXAMPLES: dict[str, Example] = {
         dense="untrained=true,block=16,sink=9",
     ),
     "lserve": Example(
-        ("sink=16,recent=16,budget=32,block=16,logical=4", "streaming=0.25,sink=0,recent=0,budget=32,block=16,logical=16,interval=1"),
+        (
+            "sink=16,recent=16,budget=32,block=16,logical=4",
+            "streaming=0.25,sink=0,recent=0,budget=32,block=16,logical=16,interval=1",
+        ),
         dense="sink=96",
         made=write_heads,
     ),
@@ -96,6 +99,13 @@ EXAMPLES: dict[str, Example] = {
     ),
     "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
+    "qwen2.5-1m": Example(
+        (
+            "chunk=40,local=8,block=16,sparse_from=0",
+            "chunk=40,local=8,block=16,sparse_from=1,vertical=1,slash=1,sink=0,recent=0",
+        ),
+        dense="local=0,block=16,vertical=1000000",
+    ),
     "request-batches": Example(("", "batch=3")),
     "sarathi": Example(("chunk=7,batch=3",)),
     "sarathi-serve": Example(("chunk=9", "chunk=9,long=20")),

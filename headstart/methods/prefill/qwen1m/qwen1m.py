@@ -11,7 +11,7 @@ from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.seams import Attention, Selector
 from headstart.errors import MethodError
 from headstart.methods.prefill.qwen1m.chunks import DualChunkAttention, Turner, default_chunks
-from headstart.methods.prefill.qwen1m.lines import BLOCK, KEY, Budgets, choose, in_blocks, read_budgets, refine
+from headstart.methods.prefill.qwen1m.lines import KEY, Budgets, Estimate, read_budgets, refine
 from headstart.methods.registry import Claim, Paper, method
 from headstart.models.config import ModelConfig
 from headstart.models.decoder import AttentionSpec
@@ -45,7 +45,9 @@ class Qwen1M(Attention, Selector):
     grows. Of a long prompt each head reads vertical and slash lines that an estimate finds anew in every chunk; how
     many is refined per head until they hold enough of its attention. Decoding stays dense.
 
-    Lines are as wide as a block of 64 tokens, where the paper's vertical ones are single keys.
+    Lines are as wide as a block of tokens, where the paper's vertical ones are single keys. Queries are turned, and not
+    keys, so that what is cached is what the plain model caches; each is sharpened by the tokens that it sees, where the
+    official code takes the prompt's length for all.
 
     Args:
         chunk: the largest distance between a query and a key (1M models: 262144; by default the model's length).
@@ -56,6 +58,9 @@ class Qwen1M(Attention, Selector):
         slash: distances of slashes (official file: from 6096).
         recall: the share of its attention that the refinement wants each head to keep (paper: not known; ours: 0.95).
         sparse_from: tokens of a prompt from which it is read sparsely (official code: 32768); 0 never is.
+        sink: first keys that are read whatever the estimate says (official code: 30).
+        recent: nearest distances that are read whatever it says (official code: 100).
+        block: tokens of a block, a multiple of the page size (paper: 64).
         stretch: so many times the model's length is the most that may be asked for (paper: 4).
     """
 
@@ -70,10 +75,14 @@ class Qwen1M(Attention, Selector):
         slash: int = 6096,
         recall: float = 0.95,
         sparse_from: int = 32768,
+        sink: int = 30,
+        recent: int = 100,
+        block: int = 64,
         stretch: int = 4,
     ) -> None:
         limits = {"chunk": (chunk, 1), "local": (local, 0), "sparse_from": (sparse_from, 0), "stretch": (stretch, 1)}
-        limits |= {"vertical": (vertical, 1), "slash": (slash, 1)}
+        limits |= {"vertical": (vertical, 1), "slash": (slash, 1), "sink": (sink, 0), "recent": (recent, 0)}
+        limits |= {"block": (block, 1)}
         for name, (value, least) in limits.items():
             if value is not None and not least <= value <= _MOST:
                 nothing = ", since 0 keeps nothing" if name in ("vertical", "slash") else ""
@@ -82,6 +91,8 @@ class Qwen1M(Attention, Selector):
             raise MethodError(f"{KEY}: recall must be a share above 0 and up to 1, not {recall}")
         self.chunk, self.local, self.budgets, self.vertical, self.slash = chunk, local, budgets, vertical, slash
         self.recall, self.sparse_from, self.stretch = recall, sparse_from, stretch
+        self.sink, self.recent, self.block = sink, recent, block
+        self.estimate = Estimate(block, sink, recent)
         self._digest = ""
         self._estimates = self._short = 0
 
@@ -105,19 +116,21 @@ class Qwen1M(Attention, Selector):
         if any(config.windows):
             raise MethodError(f"{KEY}: this model has sliding windows, in which no position is too far")
         if config.attention_softcap is not None:
-            raise MethodError(f"{KEY}: this model caps its attention's scores, which the parts of a prompt cannot share")
+            raise MethodError(
+                f"{KEY}: this model caps its attention's scores, which the parts of a prompt cannot share"
+            )
         rope = config.ropes["full_attention"]
         if decoder.ropes["full_attention"].length_dependent:
             raise MethodError(f"{KEY}: this model's RoPE of type {rope.kind} depends on the prompt's length already")
-        self.chunks = default_chunks(config.max_position, BLOCK, self.chunk, self.local)
+        self.chunks = default_chunks(config.max_position, self.block, self.chunk, self.local)
         if self.chunks.most > config.max_position:
             raise MethodError(
                 f"{KEY}: chunk must be at most the {config.max_position} positions that the model was trained for, not "
                 f"{self.chunk}"
             )
-        if self.chunks.size < BLOCK:
+        if self.chunks.size < self.block:
             raise MethodError(
-                f"{KEY}: a chunk of {self.chunks.most} less the local tokens holds no block of {BLOCK} tokens: raise "
+                f"{KEY}: a chunk of {self.chunks.most} less the local tokens holds no block of {self.block} tokens: raise "
                 "chunk or lower local"
             )
         every: Budgets = [[(self.vertical, self.slash)] * config.num_heads] * config.num_layers
@@ -125,11 +138,10 @@ class Qwen1M(Attention, Selector):
             path = Path(self.budgets)
             every = read_budgets(path, config)
             self._digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-        own, device = decoder.attention_specs[0].num_heads, decoder.embedding.weight.device
+        own = decoder.attention_specs[0].num_heads
         first = decoder.ranks.rank * own
         self._turner = Turner(rope)
-        self._budgets = [in_blocks(torch.tensor(heads[first : first + own])) for heads in every]
-        self._on_device = [budgets.to(device) for budgets in self._budgets]
+        self._budgets = [self.estimate.in_blocks(torch.tensor(heads[first : first + own])) for heads in every]
 
     def longest(self, config: ModelConfig) -> int:
         return self.stretch * config.max_position
@@ -144,19 +156,20 @@ class Qwen1M(Attention, Selector):
 
     def calibrate(self, checkpoint: Checkpoint, tokens: list[int]) -> dict[str, object]:
         """Refine the budgets on a text: the content of a file of budgets."""
-        return refine(checkpoint, tokens, self.vertical, self.slash, self.recall)
+        return refine(checkpoint, tokens, self.estimate, self.vertical, self.slash, self.recall)
 
     def select(self, spec: AttentionSpec, q: Tensor, keys: Tensor, layout: RaggedLayout) -> AnySelection | None:
-        longest = max(layout.kv_lengths)
         prompts = [owner.num_prompt for owner in layout.owners] or layout.kv_lengths
-        most = int(self._budgets[spec.layer].sum(1).min()) * BLOCK
-        if not self.sparse_from or min(prompts) < self.sparse_from or longest <= most:
+        least = self.sparse_from or _MOST + 1
+        dense = {s for s, length in enumerate(prompts) if length < least}
+        budgets = self._budgets[spec.layer]
+        if len(dense) == len(prompts) or max(layout.kv_lengths) <= int(budgets.amax(1).min()) * self.block:
             self._short += 1
             return None
         self._estimates += 1
-        return choose(q, keys, layout, spec.scale, self._on_device[spec.layer], self._as_estimated)
+        return self.estimate.choose(q, keys, layout, spec.scale, budgets, self._as_estimated, dense)
 
-    def _as_estimated(self, keys: Tensor, first: int, last: int) -> Tensor:
+    def _as_estimated(self, keys: Tensor, last: int) -> Tensor:
         """Keys turned so that one rotation of the queries meets all of them at distances that go on growing: those of
         clamped positions would break the slashes."""
         own = (last - 1) // self.chunks.size
@@ -182,7 +195,7 @@ class Qwen1M(Attention, Selector):
         if self.chunks.size % layout.page_size:
             raise MethodError(
                 f"{KEY}: chunks of {self.chunks.size} tokens are not made of whole pages of {layout.page_size}: set "
-                f"page_size to a divisor of {BLOCK}"
+                f"page_size to a divisor of {self.block}"
             )
         blocks = None if selection is None else selection.key_blocks(layout)
         if max(layout.kv_lengths) <= min(self.chunks.size, self.chunks.trained):
