@@ -235,7 +235,7 @@ class _Watcher:
             chosen = self._estimate.choose(q, keys, self.layout, spec.scale, blocks, lambda k, _: k)
             _, lse = paged_attention(q, keys, values, self.layout, **rule, selection=chosen)
             reached = torch.exp(lse - whole).mean(0).cpu()
-            short = (reached < self._wanted) & (budgets.sum(1) < len(q))
+            short = (reached < self._wanted) & (budgets.amax(1) < len(q))
             if not short.any():
                 break
             # In steps of the first budget, as the official file has them.
