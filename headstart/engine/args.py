@@ -180,13 +180,17 @@ class EngineArgs:
                 f"max_model_len ({asked}) is beyond the {most} positions that the model can tell apart; ask for less"
             )
         length = asked or config.max_position
+        here = [layer for layer in layers if not layer.on_host or self.device == "cpu"]
         each, spare = self._kept_pages(layers, length)
-        twin_bytes = sum(layer.bounded_bytes for layer in layers) * self.tokens_per_page
-        page_bytes = sum(layer.token_bytes for layer in layers) * self.tokens_per_page
+        twin_bytes = sum(layer.bounded_bytes for layer in here) * self.tokens_per_page
+        page_bytes = sum(layer.token_bytes for layer in here) * self.tokens_per_page
         page_bytes += -(-twin_bytes * each // -(-length // self.tokens_per_page))
         memory = 0 if self.num_pages else self._memory(page_bytes, length, step_bytes) - (spare + 1) * twin_bytes
         pages = self.num_pages or max(1, memory // page_bytes)
         self._refuse_beyond_memory(pages, page_bytes, step_bytes)
+        self._refuse_beyond_host(
+            pages * self.tokens_per_page, sum(layer.token_bytes for layer in layers if layer.on_host)
+        )
         holds = pages * self.tokens_per_page
         if asked is not None and holds < asked:
             raise HeadstartError(
@@ -214,6 +218,16 @@ class EngineArgs:
             return 0, 0
         most = reach.most_pages(length, self.tokens_per_page)
         return most, -(-self.step_tokens // self.tokens_per_page) + 2
+
+    def _refuse_beyond_host(self, tokens: int, token_bytes: int) -> None:
+        """Layers on the host that its memory cannot hold."""
+        wanted, has = tokens * token_bytes, psutil.virtual_memory().available
+        if wanted > has:
+            raise HeadstartError(
+                f"the layers whose cache lies on the host take {wanted:,} bytes for {tokens} tokens, and {has:,} are "
+                f"available, enough for {has // token_bytes} tokens; set num_pages or kv_cache_memory lower, or leave "
+                "more layers on the device"
+            )
 
     def _refuse_beyond_memory(self, pages: int, page_bytes: int, step_bytes: int) -> None:
         """A cache that the machine cannot hold."""

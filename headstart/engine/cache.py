@@ -24,6 +24,8 @@ from headstart.ops.write_kv import write_kv
 # What a process may take at its end to write down what it has cached.
 _FLUSH_SECONDS = 20.0
 _FLUSH_PAGES = 64
+# What comes up from lower tiers at once, since a step waits for it: some hundredths of a second from a disk.
+_FETCH_BYTES = 32 * 2**20
 
 
 @dataclass(eq=False)
@@ -136,10 +138,11 @@ class PagedKVStore(KVStore):
                 self._values.append(self._values[layer.alias_of])
                 continue
             shape = (num_pages, page_size, layer.num_kv_heads - len(layer.bounded), layer.head_dim)
-            self._keys.append(_zeros(shape, layer.dtype, torch.device(device)))
-            self._values.append(_zeros(shape, layer.dtype, torch.device(device)))
+            where = torch.device("cpu" if layer.on_host else device)
+            self._keys.append(_zeros(shape, layer.dtype, where))
+            self._values.append(_zeros(shape, layer.dtype, where))
             if layer.bounded:
-                self._bound(index, layer, torch.device(device))
+                self._bound(index, layer, where)
         return self
 
     def _bound(self, index: int, layer: LayerKV, device: torch.device) -> None:
@@ -182,7 +185,8 @@ class PagedKVStore(KVStore):
         if free is not None:
             k, v = k.index_select(1, free), v.index_select(1, free)
         if k.shape[1]:
-            write_kv(self._keys[index], self._values[index], k, v, slots)
+            there = self._keys[index].device
+            write_kv(self._keys[index], self._values[index], k.to(there), v.to(there), slots.to(there))
 
     def write_bounded(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
         part = self._bounded.get(index)
@@ -196,8 +200,6 @@ class PagedKVStore(KVStore):
             ids = np.asarray(tokens[:whole], dtype=np.int32)
             node, pages = self.tree.match(namespace, ids)
             self.tree.lock(node)
-            if self.tiers is not None and len(pages) * self.page_size < whole:
-                node, pages = self._fetch(node, pages, ids[len(pages) * self.page_size :], self.tiers)
             if self.twins is not None and (stands := self.twins.reusable(pages)) < len(pages):
                 self.tree.unlock(node)
                 node, pages = self.tree.match(namespace, ids[: stands * self.page_size])
@@ -248,13 +250,24 @@ class PagedKVStore(KVStore):
                     chosen = slice(first, first + _FLUSH_PAGES)
                     yield part.keys[chosen], self._gather(part.pages[chosen])
 
-    def _fetch(self, node: Node, pages: list[int], ids: Tokens, tiers: Tiers) -> tuple[Node, list[int]]:
-        """Bring back what the tiers hold of `ids`, which follow the locked `node`; the deepest node then, locked in
-        its place, and the pages of its path."""
+    def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
+        if self.tiers is None or namespace is None:
+            return True
+        whole = (len(tokens) - 1) // self.page_size * self.page_size
+        ids = np.asarray(tokens[:whole], dtype=np.int32)
+        node, pages = self.tree.match(namespace, ids)
+        self.tree.lock(node)
+        done = self._fetch(node, pages, ids[len(pages) * self.page_size :], self.tiers)
+        self.tree.unlock(node)
+        return done
+
+    def _fetch(self, node: Node, pages: list[int], ids: Tokens, tiers: Tiers) -> bool:
+        """Bring back what the tiers hold of `ids`, which follow the locked `node` with its path's pages, as far as it
+        goes at once; whether that is all."""
         assert self.tree.name_pages is not None
         keys: list[bytes] = []
-        room = self.num_available
-        for at in range(0, len(ids), self.page_size):
+        room, most = self.num_available, max(1, _FETCH_BYTES // self.bytes_per_page)
+        for at in range(0, min(len(ids), most * self.page_size), self.page_size):
             (key,) = (
                 page_keys(keys[-1], ids[at : at + self.page_size], self.page_size)
                 if keys
@@ -266,12 +279,10 @@ class PagedKVStore(KVStore):
         found = tiers.get(keys) if keys else []
         taken = self.take(len(found), pages[-1] + 1 if pages else None) if found else None
         if not taken:
-            return node, pages
+            return True
         self._scatter(taken, torch.stack(found))
-        deepest, held = self.tree.insert(node, ids[: len(taken) * self.page_size], taken)
-        self.tree.lock(deepest)
-        self.tree.unlock(node)
-        return deepest, pages + held
+        self.tree.insert(node, ids[: len(taken) * self.page_size], taken)
+        return len(taken) < most or len(ids) <= most * self.page_size
 
     def _pools(self) -> list[Tensor]:
         """Every tensor of keys or values once."""
@@ -304,7 +315,7 @@ class PagedKVStore(KVStore):
         places = table[front // self.page_size] * self.page_size + front % self.page_size
         for pages in self._pools():
             flat = pages.flatten(0, 1)
-            flat[places] = flat[slots]
+            flat[places.to(flat.device)] = flat[slots.to(flat.device)]
 
     def drop(self, namespace: str) -> None:
         self.give_back(self.tree.drop(namespace))

@@ -69,6 +69,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = False,
+        use: Sequence[Any] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts: a string, `{"prompt_token_ids": [...]}`, or a list of either.
 
@@ -76,12 +77,15 @@ class LLM:
             prompts: one or many.
             sampling_params: for all, or one for each; default: the checkpoint's recommendation, 16 tokens.
             use_tqdm: show progress on a terminal.
+            use: methods for these prompts alone, as keys with options or as instances, in the place of the engine's
+                as far as those can be a request's own: not a scheduler, or what decides the cache's form or the
+                weights. An empty list leaves the plain model; None (default) the engine's own.
 
         Returns:
             One `RequestOutput` per prompt, in their order.
 
         Raises:
-            InvalidRequestError: a prompt or parameter that cannot be served; nothing runs then.
+            InvalidRequestError: a prompt, parameter or method that cannot be served; nothing runs then.
         """
         many = _as_list(prompts)
         if isinstance(sampling_params, Sequence):
@@ -96,7 +100,7 @@ class LLM:
             if not isinstance(params, SamplingParams):
                 raise InvalidRequestError(f"sampling_params must be SamplingParams, not {type(params).__name__}")
         requests = [
-            self.engine.prepare(str(next(self._ids)), prompt, with_output_kind(params, "final"))
+            self.engine.prepare(str(next(self._ids)), prompt, with_output_kind(params, "final"), use=use)
             for prompt, params in zip(many, each, strict=True)
         ]
         order = [request.request_id for request in requests]
@@ -116,8 +120,9 @@ class LLM:
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
+        use: Sequence[Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several: lists of `{"role": ..., "content": ...}`."""
+        """Answer one conversation, or several: lists of `{"role": ..., "content": ...}`; `use` as for `generate`."""
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations = messages if several else [messages]
         extra = {"chat_template": chat_template} if chat_template else {}
@@ -131,7 +136,7 @@ class LLM:
             )
             ids = self.encode(text, add_special_tokens=False)
             prompts.append({"prompt_token_ids": ids})
-        return self.generate(prompts, sampling_params, use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm, use)
 
     def embed(
         self,
@@ -156,11 +161,11 @@ class LLM:
         return [unit(vector) for vector in vectors] if normalize else vectors
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, use: Sequence[Any] | None = None
     ) -> Generator[RequestOutput, None, None]:
-        """Complete one prompt piece by piece: each item's outputs hold only what is new."""
+        """Complete one prompt piece by piece: each item's outputs hold only what is new; `use` as for `generate`."""
         params = with_output_kind(sampling_params or self.default_sampling_params(), "delta")
-        request = self.engine.prepare(str(next(self._ids)), prompt, params)
+        request = self.engine.prepare(str(next(self._ids)), prompt, params, use=use)
         try:
             with self._lock:
                 self._submit(request)

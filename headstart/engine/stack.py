@@ -3,13 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, TypeVar
 
-from headstart.checkpoints.reader import Checkpoint
+from headstart.checkpoints.reader import Checkpoint, refuse_without_method
 from headstart.engine.cache import PagedKVStore
 from headstart.engine.request import Sequence
 from headstart.engine.scheduler import StallFree
-from headstart.engine.seams import DEFAULTS, SLOTS, Scheduler, Seam
+from headstart.engine.seams import DEFAULTS, SLOTS, LogitRule, Prefill, Retention, Scheduler, Seam
 from headstart.errors import MethodError, did_you_mean
 
 S = TypeVar("S", bound=Seam)
@@ -28,6 +29,8 @@ class Stack:
         fingerprint: of the lossy ones and their options, and of lossy settings; part of the identity of cached keys.
         shares_keys: whether a prompt's keys may serve another that begins alike: not where they depend on what
             follows them (a prompt that a lossy method needs whole) or on what is no longer there (`Retention`).
+        whole_prompts: whether a method needs each prompt in one piece (its `chunking` trait).
+        holders: unfinished requests of the engine that have this stack.
 
     Raises:
         MethodError: an unknown method or option, two methods in one slot, or one that needs the model in one piece.
@@ -37,6 +40,9 @@ class Stack:
         from headstart.methods import registry
 
         self.methods = [registry.build(item, "inference") if isinstance(item, str) else item for item in use]
+        self.holders = 0
+        self._ranks = ranks
+        self._checkpoint: Checkpoint | None = None
         self._filled: dict[str, Seam] = {}
         self._short: Counter[str] = Counter()
         for item in self.methods:
@@ -87,6 +93,38 @@ class Stack:
         """
         for item in self.methods:
             item.start(checkpoint)
+        self._checkpoint = checkpoint
+        self._settle(lossy_settings)
+
+    def of_request(self, use: Iterable[Any]) -> "Stack":
+        """Another stack with these methods instead of those of this one that can be a request's own.
+
+        Args:
+            use: as for a new stack.
+
+        Raises:
+            MethodError: as for a new stack; or a method can only be the whole engine's, or is left out that the model
+                needs.
+        """
+        assert self._checkpoint is not None, "this stack has not been started"
+        kept = [item for item in self.methods if why_for_all(item)]
+        made = Stack([*kept, *use], self._ranks)
+        own = made.methods[len(kept) :]
+        for item in own:
+            if why := why_for_all(item):
+                raise MethodError(
+                    f"{item.card.key} cannot be one request's own, since {why}: give it to the whole engine, as --use"
+                )
+        keys = [item.card.key for item in made.methods]
+        refuse_without_method(self._checkpoint.config.raw, self._checkpoint.name, keys)
+        for item in own:
+            item.start(self._checkpoint)
+        # The same objects, so that those who have no method in a slot are still run together.
+        made._defaults = self._defaults
+        made._settle(self._lossy_settings)
+        return made
+
+    def _settle(self, lossy_settings: Iterable[str]) -> None:
         self._lossy_settings = sorted(lossy_settings)
         self.exact = self.exact and not self._lossy_settings
         self.fingerprint = self._fingerprint()
@@ -117,6 +155,26 @@ class Stack:
     def scheduler(self) -> Scheduler:
         """What fills the scheduler slot."""
         return self.get("scheduler", Scheduler)
+
+    @cached_property
+    def prefill(self) -> Prefill:
+        """What fills the prefill slot."""
+        return self.get("prefill", Prefill)
+
+    @cached_property
+    def retention(self) -> Retention | None:
+        """What fills the retention slot."""
+        return self.optional("retention", Retention)
+
+    @cached_property
+    def logit_rule(self) -> LogitRule | None:
+        """What fills the slot of logit rules."""
+        return self.optional("logit_rule", LogitRule)
+
+    @cached_property
+    def looks_on(self) -> bool:
+        """Whether a method looks at every token before the next can be drawn."""
+        return self.retention is not None or self.logit_rule is not None
 
     def get(self, slot: str, kind: type[S]) -> S:
         """What fills a slot: a method, or the slot's default."""
@@ -157,13 +215,16 @@ class Stack:
             self._short[self._filled[slot].card.key] += 1  # type: ignore[attr-defined]
         return self.default(slot, kind)
 
-    def counters(self) -> dict[str, dict[str, int]]:
-        """What each method has counted, and `short_prompts`, those that were too short for it."""
-        counts = {item.card.key: item.counters() for item in self.methods}
-        for key, short in self._short.items():
-            counts[key] = counts[key] | {"short_prompts": short}
-        return {key: each for key, each in counts.items() if each}
+    @property
+    def short_prompts(self) -> dict[str, int]:
+        """By key, how many prompts were too short for a method."""
+        return dict(self._short)
 
 
 def _min_context(item: Any) -> int:
     return item.card.min_context if item.min_context is None else item.min_context
+
+
+def why_for_all(item: Any) -> str:
+    """Why a method can only be the whole engine's; empty where it can be one request's own."""
+    return item.for_all or next((why for slot in item.slots if (why := SLOTS[slot].for_all)), "")

@@ -120,7 +120,8 @@ def test_selected_pages(lengths, page_size, query_block, window, seed):
     chosen = torch.rand(len(lengths), blocks, 2, pages, generator=generator) < 0.5
     selection = Selection(chosen.to(DEVICE), query_block)
     lists = selection.key_blocks(layout)
-    keys, rows = torch.arange(layout.kv_lengths[0]), torch.arange(layout.query_lengths[0])
+    keys = torch.arange(layout.kv_lengths[0], device=DEVICE)
+    rows = torch.arange(layout.query_lengths[0], device=DEVICE)
     causal = keys <= rows[:, None, None] + lengths[0][1]
     assert torch.equal(lists.looks(0, rows, keys, layout) & causal, selection.looks(0, rows, keys, layout) & causal)
     check(q, k, v, layout, blocks=lists, window=window)

@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerKV:
-    """What one layer keeps per token; `alias_of` an earlier layer whose pages it reads instead.
+    """What one layer keeps per token.
 
-    `bounded` are the KV heads, ascending, that see and keep only what `reach` lets later tokens see. All bounded heads
-    of a model have the same reach, and no alias has any.
+    Attributes:
+        alias_of: an earlier layer whose pages it reads instead.
+        on_host: whether its pages lie in the host's memory, whatever the model's device.
+        bounded: the KV heads, ascending, that see and keep only what `reach` lets later tokens see. All bounded heads
+            of a model have the same reach, and no alias has any.
     """
 
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
     alias_of: int | None = None
+    on_host: bool = False
     bounded: tuple[int, ...] = ()
     reach: Reach | None = None
 
@@ -65,6 +69,7 @@ class KVLayout(Seam, ABC):
     """In which form do K and V live?"""
 
     slots = ("kv_layout",)
+    for_all = "all requests share one KV cache"
     splits = False
     movable: ClassVar[bool] = True
     """Whether pages may be moved: out of the device and back, or within it, without the method that goes with it."""
@@ -137,6 +142,7 @@ class KVStore(Seam, ABC):
     """
 
     slots = ("kv_store",)
+    for_all = "all requests share one KV cache"
     splits = False
     page_size: int
     num_pages: int
@@ -205,6 +211,14 @@ class KVStore(Seam, ABC):
     def write_bounded(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Put the bounded heads' part of a layer's `k, v [T, Hkv, D]` at `slots [T]` of the layout within."""
         raise NotImplementedError
+
+    def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
+        """Make ready for `open` what lies further away of a prefix of `tokens`, as far as a step may wait for it.
+
+        Returns:
+            Whether that is all; otherwise a later step must ask again.
+        """
+        return True
 
     @abstractmethod
     def open(self, namespace: str | None, tokens: list[int]) -> PageLease:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ class Scheduler(Seam, ABC):
     """Which tokens run in the next step?"""
 
     slots = ("scheduler",)
+    for_all = "one plan serves all requests"
     step_tokens: int | None = None
     """The step's token budget that it wants where the user names none; None leaves it to the engine."""
 
@@ -35,7 +36,7 @@ class Attention(Seam, ABC):
     """How do the queries of a layer meet the keys?"""
 
     slots = ("attention.prefill", "attention.decode")
-    capturable: ClassVar[bool] = False
+    capturable: bool = False
     """Whether a decode step can be captured and replayed on a GPU: only the device's tensors tell what is computed."""
 
     @abstractmethod
@@ -165,6 +166,7 @@ class LinearOp(Seam, ABC):
     """How is a weight applied?"""
 
     slots = ("linear",)
+    for_all = "all requests share the weights"
     splits = False
 
     @abstractmethod

@@ -156,7 +156,7 @@ def directories(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_checkpoint_says_what_it_is(directories: tuple[Path, Path]) -> None:
     """Without the method it is refused in a sentence that names the flag; its length and RoPE are the new ones."""
-    long, plain = directories
+    long, _ = directories
     with pytest.raises(CheckpointError, match=r"was trained for the method longgen .*: add --use longgen$"):
         load_checkpoint(long, skip_tokenizer_init=True)
     loaded = load_checkpoint(long, skip_tokenizer_init=True, methods=["longgen"])
@@ -170,7 +170,7 @@ def test_a_checkpoint_says_what_it_is(directories: tuple[Path, Path]) -> None:
 
 
 def test_a_checkpoint_may_hold_what_is_new_alone(tmp_path: Path) -> None:
-    """Weights that are not there are those of the checkpoint of the package that it names; one that is saved is whole."""
+    """Weights that are not there are those of the checkpoint of the package that it names."""
     import json
 
     from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""Qwen2.5-1M: positions as the papers write them, parts that are one softmax, and one prompt beyond the trained length."""
+"""Qwen2.5-1M: positions as the paper writes them, parts that are one softmax, a prompt beyond the trained length."""
 
 import json
 import math
@@ -168,7 +168,7 @@ def test_no_distance_is_beyond_the_trained_ones(size: int, most: int) -> None:
         keys = torch.arange(chunk * size, min((chunk + 1) * size, 200))
         distance = (here + chunks.turn(here, chunk))[:, None] - keys[None]
         distance = distance[here[:, None] >= keys[None]]
-        assert 0 <= distance.min() and distance.max() <= most
+        assert distance.min() >= 0 and distance.max() <= most
         near = here[(here // size == chunk) | ((here // size == chunk + 1) & (here % size <= most - size))]
         assert (chunks.turn(near, chunk) == 0).all()
 

@@ -57,6 +57,7 @@ class LongGen(KVLayout):
     """
 
     splits = True
+    movable = False
 
     def __init__(
         self,

@@ -88,8 +88,8 @@ def calibrate(checkpoint: Checkpoint, tokens: list[int], reach: Reach) -> dict[s
         )
     if length > most:
         raise MethodError(
-            f"lserve: a calibration text of {len(tokens)} tokens, the first {repeated} of which are repeated, is longer "
-            f"than the model's {most} positions"
+            f"lserve: a calibration text of {len(tokens)} tokens, the first {repeated} of which are repeated, is "
+            f"longer than the model's {most} positions"
         )
     decoder = checkpoint.decoder
     device = decoder.embedding.weight.device

@@ -155,8 +155,8 @@ class LServe(Selector, KVLayout):
         if checkpoint.path == default_checkpoint_path():
             return _DEFAULT_HEADS
         raise MethodError(
-            f"lserve: which heads of {checkpoint.name} may stream is not known: `headstart calibrate lserve MODEL FILE` "
-            "finds out, and heads=FILE names it"
+            f"lserve: which heads of {checkpoint.name} may stream is not known: `headstart calibrate lserve MODEL "
+            "FILE` finds out, and heads=FILE names it"
         )
 
     def calibrate(self, checkpoint: Checkpoint, tokens: list[int]) -> dict[str, object]:

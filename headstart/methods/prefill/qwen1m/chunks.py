@@ -44,8 +44,8 @@ class Chunks:
         return met + chunk * self.size - places
 
     def sharpness(self, places: Tensor) -> Tensor:
-        """float32 `[R]`: what scores are multiplied with, (1 + 0.1 ln(tokens / trained)) squared, at least 1. The tokens
-        are those that the query can see, so that no result depends on what follows it."""
+        """float32 `[R]`: what scores are multiplied with, (1 + 0.1 ln(tokens / trained)) squared, at least 1. The
+        tokens are those that the query can see, so that no result depends on what follows it."""
         return (1 + 0.1 * ((places + 1).float() / self.trained).log().clamp(min=0)).square()
 
 
@@ -80,8 +80,8 @@ class Piece:
 
 
 def pieces_of(layout: RaggedLayout, size: int, query_block: int | None = None) -> list[Piece]:
-    """The step's rows, cut where chunks of `size` tokens end, and behind that where the next block of query rows begins,
-    if they are in blocks."""
+    """The step's rows, cut where chunks of `size` tokens end, and behind that where the next block of query rows
+    begins, if they are in blocks."""
     found = []
     for s, (count, length) in enumerate(zip(layout.query_lengths, layout.kv_lengths, strict=True)):
         start, row = length - count, 0
