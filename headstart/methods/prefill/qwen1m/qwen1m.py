@@ -116,7 +116,7 @@ class Qwen1M(Attention, Selector):
         if any(config.windows):
             raise MethodError(f"{KEY}: this model has sliding windows, in which no position is too far")
         if config.attention_softcap is not None:
-            raise MethodError(f"{KEY}: this model caps its attention's scores, which parts of a prompt cannot share")
+            raise MethodError(f"{KEY}: this model caps the scores of attention, which its parts cannot share")
         rope = config.ropes["full_attention"]
         if decoder.ropes["full_attention"].length_dependent:
             raise MethodError(f"{KEY}: this model's RoPE of type {rope.kind} depends on the prompt's length already")
@@ -128,7 +128,7 @@ class Qwen1M(Attention, Selector):
             )
         if self.chunks.size < self.block:
             raise MethodError(
-            raise MethodError(f"{KEY}: this model caps the scores of attention, which parts of a prompt cannot share")
+                f"{KEY}: a chunk of {self.chunks.most} less the local tokens holds no block of {self.block} tokens: raise "
                 "chunk or lower local"
             )
         every: Budgets = [[(self.vertical, self.slash)] * config.num_heads] * config.num_layers
