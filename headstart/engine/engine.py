@@ -99,13 +99,21 @@ class Engine:
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, kept)
         sized = layers if drafter is None else [*layers, *drafter.layers()]
         config = self.checkpoint.config
-        longest = min(args.max_model_len or config.max_position, config.max_extended_position)
+        most = max((item.longest(config) for item in self.stack.methods), default=config.max_extended_position)
+        longest = min(args.max_model_len or config.max_position, most)
         taken = step_bytes(decoder, args.step_tokens, args.max_num_seqs, longest)
-        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken), device=device)
+        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken, most), device=device)
         if drafter is not None:
             drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
-        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)
+        store = self.stack.get("kv_store", KVStore)
+        store.num_twins, store.most_written = args.bounded_pages(layers, num_pages, self.max_model_len)
+        self.store = store.allocate(layers, num_pages, args.tokens_per_page, device)
         if args.kv_tier is not None:
+            layout: Any = self.stack.get("kv_layout", KVLayout)
+            if not layout.movable:
+                raise MethodError(
+                    f"{layout.card.key} keeps a part of the keys only, which no --kv-tier can hold: leave it out"
+                )
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
         self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
@@ -302,6 +310,7 @@ class Engine:
             sequence = allotment.sequence
             assert sequence.lease is not None
             sequence.lease.commit(sequence.tokens, sequence.stack.num_shareable(sequence))
+            sequence.lease.advance(sequence.num_computed)
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request

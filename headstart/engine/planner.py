@@ -104,6 +104,7 @@ class StepPlanner:
         chunk = sequence.num_uncomputed
         if not (whole or sequence.needs_whole_prompt):
             chunk = min(chunk, self.budget, chunk if limit is None else limit)
+        chunk = min(chunk, self.store.most_written or chunk)
         if chunk <= 0 or not self._make_room(sequence, chunk):
             return 0
         self._share(sequence, chunk, chunk)
@@ -135,7 +136,10 @@ class StepPlanner:
         lease = self.store.open(namespace, sequence.tokens)
         margin = max(1, int(self.store.num_pages * WATERMARK)) if self.running else 0
         wanted = -(-(len(sequence.tokens) + spare) // self.store.page_size) - len(lease.pages)
-        if wanted + margin > self.store.num_available or not lease.reserve(len(sequence.tokens)):
+        known = len(sequence.tokens)
+        chunk = min(known if whole or sequence.needs_whole_prompt else self.budget, self.store.most_written or known)
+        written = min(known, lease.num_cached + chunk)
+        if wanted + margin > self.store.num_available or not lease.reserve(known, written):
             lease.release()
             self._blocked = (sequence, self.store.num_available)
             return 0

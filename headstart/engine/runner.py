@@ -1,7 +1,7 @@
 """Runs one batch through the model: the decoder meets the KV cache and the methods in force here."""
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headstart.engine.batch import Allotment, TokenBatch
 from headstart.engine.graphs import StepGraphs
-from headstart.engine.seams import Attention, KVStore, LastAttend, Prefill, Seam, Selector
+from headstart.engine.seams import Attention, KVPart, KVStore, LastAttend, Prefill, Seam, Selector
 from headstart.engine.stack import Stack
 from headstart.models.decoder import AttentionSpec, Decoder
 from headstart.ops.attention import RaggedLayout, attention_among
@@ -43,6 +43,8 @@ class StepAttention:
     def keep(self, spec: AttentionSpec, k: Tensor, v: Tensor) -> None:
         """Write the new keys, as `StepAttend` says."""
         self.store.write(spec.layer, k, v, self.layout.slots)
+        if self.store.bounded:
+            self.store.write_bounded(spec.layer, k, v, self._within(self.layout).slots)
 
     def last(self, counts: Seq[int]) -> LastAttend:
         """Attention for the last rows of each sequence, as `StepAttend` says."""
@@ -73,10 +75,32 @@ class StepAttention:
         return out
 
     def _attend_group(self, group: _Group, spec: AttentionSpec, q: Tensor) -> Tensor:
-        keys, values = self.store.layer(spec.layer)
-        selection = group.selector.select(spec, q, keys, group.layout)
-        out, _ = group.attention.attend(spec, q, keys, values, group.layout, selection)
+        parts = self.store.parts(spec.layer)
+        if parts[0].heads is None:
+            return self._attend_part(group, spec, q, parts[0])
+        heads = q.unflatten(1, (spec.num_kv_heads, -1))
+        out = torch.empty(heads.shape, dtype=q.dtype, device=q.device)
+        for part in parts:
+            own = heads[:, part.heads].flatten(1, 2)
+            mine = replace(spec, num_heads=own.shape[1], num_kv_heads=part.keys.shape[2])
+            out[:, part.heads] = self._attend_part(group, mine, own, part).unflatten(1, (part.keys.shape[2], -1))
+        return out.flatten(1, 2)
+
+    def _attend_part(self, group: _Group, spec: AttentionSpec, q: Tensor, part: KVPart) -> Tensor:
+        """Heads whose keys lie together; what is bounded lies where all of it is seen, and nothing is chosen."""
+        layout, selection = group.layout, None
+        if part.bounded:
+            layout = self._within(layout)
+        else:
+            selection = group.selector.select(spec, q, part.keys, layout)
+        out, _ = group.attention.attend(spec, q, part.keys, part.values, layout, selection)
         return out.to(q.dtype)
+
+    def _within(self, layout: RaggedLayout) -> RaggedLayout:
+        """Where the bounded heads' keys of these rows lie, found out once a step."""
+        if "within" not in layout.routes:
+            layout.routes["within"] = self.store.within(layout)
+        return layout.routes["within"]
 
 
 class AmongAttention:
@@ -168,6 +192,8 @@ class Runner:
         """Capture small steps as CUDA graphs; nothing where a method in force takes part in decode steps, and these
         alone where one takes part in others."""
         if self.device.type != "cuda" or any(self.stack.filled(slot) for slot in _DECODE_SLOTS):
+            return
+        if self.store.bounded:  # where its keys lie, only the host can tell
             return
         attention, selector = self.stack.get("attention.decode", Attention), self.stack.get("selector.decode", Selector)
         if not attention.capturable:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from headstart.checkpoints.reader import Checkpoint
+    from headstart.models.config import ModelConfig
 
 
 class Seam:
@@ -23,6 +24,10 @@ class Seam:
     def start(self, checkpoint: "Checkpoint") -> None:
         """Asked once, before anything else: refuse a model that it cannot serve (MethodError), or prepare for it."""
         return
+
+    def longest(self, config: "ModelConfig") -> int:
+        """Tokens of the longest sequence that the model can tell the positions of with this in force."""
+        return config.max_extended_position
 
     def identity(self) -> str:
         """What decides beside its options, once it is started, what it computes: the content of a trained file, say.

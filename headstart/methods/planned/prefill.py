@@ -82,30 +82,6 @@ planned(
         conflicts="Methods with statistics per row, such as token pruning by total attention.",
     ),
     MethodCard(
-        "qwen2.5-1m",
-        stage="prefill",
-        paper=Paper("Qwen2.5-1M Technical Report", arxiv="2501.15383", venue="arXiv, 2025"),
-        slots=("attention.prefill", "attention.decode", "selector.prefill"),
-        exact=False,
-        chunking="per_chunk",
-        needs=("budgets per head, refined on a calibration at full length",),
-        min_context=32768,
-        summary="""A recipe that takes a 4K model to 256K by staged training and to one million tokens at inference
-        without training. Dual chunk attention remaps relative positions so that none exceeds the trained window,
-        and a softmax temperature grows with length. Sparse prefill in the manner of MInference is made to work with
-        chunked prefill. Sparsity refinement raises the budget of a head until its attention recall at one million
-        tokens is good.""",
-        when_not="""For prompts below the chunk of the positions and the sparse threshold of 32,768 tokens: nothing
-        changes there.""",
-        claim=Claim(
-            "prefill of 1M tokens 3 to 7 times faster",
-            setting="Qwen2.5-1M models against full attention; figures per model and GPU not known here",
-            source="abstract",
-        ),
-        composes="`minference` patterns, paged caches, tensor parallelism.",
-        conflicts="ALiBi and sliding windows.",
-    ),
-    MethodCard(
         "zipvl",
         stage="prefill",
         paper=Paper(

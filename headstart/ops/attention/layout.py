@@ -164,7 +164,7 @@ class RaggedLayout:
             np.array(self.kv_lengths, dtype=np.int32),
             self.table.reshape(-1),
         ]
-        there = self._upload(np.concatenate(parts))
+        there = self.upload(np.concatenate(parts))
         starts, kv_lengths, table = there.split([part.size for part in parts])
         most = max(self.query_lengths, default=0), max(self.kv_lengths, default=0)
         return PagedIndex(starts, kv_lengths, table.view(self.table.shape), *most)
@@ -176,11 +176,11 @@ class RaggedLayout:
         sequence = np.repeat(np.arange(len(queries)), queries)
         place = np.arange(self.num_rows) + (keys - np.array(self.query_starts[1:]))[sequence]
         pages = self.table[sequence, place // self.page_size].astype(np.int64)
-        return self._upload(pages * self.page_size + place % self.page_size)
+        return self.upload(pages * self.page_size + place % self.page_size)
 
-    def _upload(self, values: NDArray[Any]) -> Tensor:
+    def upload(self, values: NDArray[Any] | Sequence[int]) -> Tensor:
         """The values on the device, by way of pinned memory where that is a GPU, so that nobody waits."""
-        tensor = torch.from_numpy(values)
+        tensor = torch.from_numpy(np.asarray(values))
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     @cached_property
