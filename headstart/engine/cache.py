@@ -16,6 +16,7 @@ from torch import Tensor
 from headstart.engine.radix import Node, PrefixTree, Tokens
 from headstart.engine.seams import KVStore, LayerKV, PageLease
 from headstart.engine.tiers import Tiers, page_keys, root_key
+from headstart.ops.staging import to_device, to_host
 from headstart.ops.write_kv import write_kv
 
 # What a process may take at its end to write down what it has cached.
@@ -103,8 +104,9 @@ class PagedKVStore(KVStore):
                 self._values.append(self._values[layer.alias_of])
                 continue
             shape = (num_pages, page_size, layer.num_kv_heads, layer.head_dim)
-            self._keys.append(_zeros(shape, layer.dtype, torch.device(device)))
-            self._values.append(_zeros(shape, layer.dtype, torch.device(device)))
+            where = torch.device("cpu" if layer.on_host else device)
+            self._keys.append(_zeros(shape, layer.dtype, where))
+            self._values.append(_zeros(shape, layer.dtype, where))
         return self
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
@@ -113,7 +115,8 @@ class PagedKVStore(KVStore):
 
     def write(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
         if index not in self._aliases:
-            write_kv(self._keys[index], self._values[index], k, v, slots)
+            there = self._keys[index].device
+            write_kv(self._keys[index], self._values[index], k.to(there), v.to(there), slots.to(there))
 
     def open(self, namespace: str | None, tokens: list[int]) -> Lease:
         lease = Lease(self, None, [], 0)
@@ -139,7 +142,7 @@ class PagedKVStore(KVStore):
 
         self.tiers = tiers
         self.tree.name_pages = name_pages
-        self.tree.leaving = lambda keys, pages: tiers.put(keys, self._gather(pages))
+        self.tree.leaving = lambda keys, pages: tiers.put(keys, self.gather(pages))
 
     @property
     def tier_traffic(self) -> tuple[int, int]:
@@ -162,7 +165,7 @@ class PagedKVStore(KVStore):
             for part in reversed(path):
                 for first in range(0, len(part.pages), _FLUSH_PAGES):
                     chosen = slice(first, first + _FLUSH_PAGES)
-                    yield part.keys[chosen], self._gather(part.pages[chosen])
+                    yield part.keys[chosen], self.gather(part.pages[chosen])
 
     def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
         if self.tiers is None or namespace is None:
@@ -194,7 +197,7 @@ class PagedKVStore(KVStore):
         taken = self.take(len(found), pages[-1] + 1 if pages else None) if found else None
         if not taken:
             return True
-        self._scatter(taken, torch.stack(found))
+        self.scatter(taken, torch.stack(found))
         self.tree.insert(node, ids[: len(taken) * self.page_size], taken)
         return len(taken) < most or len(ids) <= most * self.page_size
 
@@ -202,16 +205,15 @@ class PagedKVStore(KVStore):
         """Every tensor of keys or values once."""
         return list({tensor.data_ptr(): tensor for tensor in self._keys + self._values}.values())
 
-    def _gather(self, pages: list[int]) -> Tensor:
-        """The bytes of pages `[N, page_bytes]`, uint8 on the CPU."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self._keys[0].device)
-        return torch.cat([pool[index].flatten(1).view(torch.uint8) for pool in self._pools()], 1).cpu()
+    def gather(self, pages: list[int]) -> Tensor:
+        """The bytes of pages `[N, page_bytes]`, uint8 on the CPU: as they are when all steps so far have run."""
+        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        return to_host(torch.cat([pool[index].flatten(1).view(torch.uint8) for pool in self._pools()], 1)).read()
 
-    def _scatter(self, pages: list[int], data: Tensor) -> None:
-        """Write what `_gather` has read to other pages."""
-        device = self._keys[0].device
-        index = torch.tensor(pages, dtype=torch.int64, device=device)
-        data, at = data.to(device), 0
+    def scatter(self, pages: list[int], data: Tensor) -> None:
+        """Write what `gather` has read to other pages."""
+        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        data, at = to_device(data.numpy(), self.device), 0
         for pool in self._pools():
             size = pool[0].numel() * pool.element_size()
             part = data[:, at : at + size].contiguous().view(pool.dtype)
@@ -229,7 +231,7 @@ class PagedKVStore(KVStore):
         places = table[front // self.page_size] * self.page_size + front % self.page_size
         for pages in self._pools():
             flat = pages.flatten(0, 1)
-            flat[places] = flat[slots]
+            flat[places.to(flat.device)] = flat[slots.to(flat.device)]
 
     def drop(self, namespace: str) -> None:
         self.give_back(self.tree.drop(namespace))
@@ -243,6 +245,11 @@ class PagedKVStore(KVStore):
         if lease.node is not None:
             self.tree.unlock(lease.node)
         lease.pages, lease.shared, lease.node = [], 0, None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pages lie."""
+        return self._keys[0].device
 
     @property
     def num_cached(self) -> int:

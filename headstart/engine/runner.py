@@ -54,8 +54,9 @@ class StepAttention:
             [whole.page_tables[s] for s in chosen],
             whole.page_size,
             whole.device,
+            [whole.owners[s] for s in chosen] if whole.owners else (),
         )
-        groups = _groups([self._batch.allotments[s] for s in chosen], layout)
+        groups = _groups([self._batch.allotments[s] for s in chosen], layout, first=False)
         return lambda spec, q: self._attend(groups, spec, q)
 
     def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> "AmongAttention":
@@ -124,21 +125,23 @@ def by_prefill(allotments: Seq[Allotment]) -> list[list[Allotment]]:
     return list(parts.values())
 
 
-def _groups(allotments: Seq[Allotment], layout: RaggedLayout) -> list[_Group]:
-    """Sequences by what attends for them: their stack's prefill or decode slot, or the default for short contexts."""
-    members: dict[tuple[int, int], list[int]] = {}
-    ways: dict[tuple[int, int], tuple[Attention, Selector]] = {}
+def _groups(allotments: Seq[Allotment], layout: RaggedLayout, first: bool = True) -> list[_Group]:
+    """Sequences by what attends for them: their stack's prefill or decode slot, or the default for short contexts;
+    `first` says that the step has not asked for them before."""
+    members: dict[tuple[int, int, str], list[int]] = {}
+    ways: dict[tuple[int, int, str], tuple[Attention, Selector]] = {}
     for s, allotment in enumerate(allotments):
         stack = allotment.sequence.stack
         phase = "decode" if allotment.sequence.decoding else "prefill"
         # What counts is the whole prompt: however it is cut, the same way attends to all of it.
         context = max(layout.kv_lengths[s], allotment.sequence.num_prompt)
-        attention, selector = f"attention.{phase}", f"selector.{phase}"
+        ends = first and phase == "prefill" and allotment.completes
         way = (
-            (stack.get if context >= stack.min_context(attention) else stack.default)(attention, Attention),
-            (stack.get if context >= stack.min_context(selector) else stack.default)(selector, Selector),
+            stack.choose(f"attention.{phase}", Attention, context, ends),
+            stack.choose(f"selector.{phase}", Selector, context, ends),
         )
-        key = (id(way[0]), id(way[1]))
+        # A method's selector is asked about chunks and decodes apart, since its lists are as long as the longest.
+        key = (id(way[0]), id(way[1]), "" if way[1] is stack.default(f"selector.{phase}", Selector) else phase)
         ways[key] = way
         members.setdefault(key, []).append(s)
     if len(members) == 1:
@@ -176,7 +179,9 @@ class Runner:
 
         max_pages = -(-max_model_len // self.store.page_size)
         mixed = not any(self.stack.filled(slot) for slot in _MIXED_SLOTS)
-        graphs = StepGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device, mixed)
+        graphs = StepGraphs(
+            forward, max_num_seqs, max_pages, self.store.page_size, self.device, mixed, attention=attention
+        )
         console = Console(stderr=True, quiet=self.decoder.ranks.rank > 0)
         graphs.capture(lambda kinds: track(kinds, "Capturing small steps", console=console, transient=True))
         self._graphs = graphs
@@ -191,10 +196,13 @@ class Runner:
         return prefill.forward(self.decoder, batch, StepAttention(batch, self.store))
 
     def _as_captured(self, batch: TokenBatch) -> bool:
-        """Whether nobody is run by methods of their own."""
+        """Whether nobody runs by methods of their own."""
         stacks = {allotment.sequence.stack for allotment in batch.allotments} - {self.stack}
-        slots = (*_DECODE_SLOTS, *_MIXED_SLOTS)
-        return all(stack.get(slot, Seam) is self.stack.get(slot, Seam) for stack in stacks for slot in slots)
+        decoding = all(allotment.sequence.decoding for allotment in batch.allotments)
+        slots = ("attention.decode",) if decoding else _MIXED_SLOTS
+        return all(
+            stack.get(slot, Seam) is self.stack.get(slot, Seam) for stack in stacks for slot in (*slots, *_DECODE_SLOTS)
+        )
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

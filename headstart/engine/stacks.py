@@ -90,6 +90,9 @@ class Stacks:
         # A method of the whole engine stands in all of them.
         for item in {id(item): item for stack in stacks for item in stack.methods}.values():
             found.setdefault(item.card.key, Counter()).update(item.counters())
+        for stack in stacks:
+            for key, short in stack.short_prompts.items():
+                found.setdefault(key, Counter())["short_prompts"] += short
         return {key: dict(counts) for key, counts in found.items() if counts}
 
     def _check(self, stack: Stack) -> None:

@@ -64,7 +64,23 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 EXAMPLES: dict[str, Example] = {
     "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
+    "hip": Example(
+        (
+            "keys=4,query_block=4,key_block=2,sink=2,window=4,dense_layers=0,refresh=3",
+            "keys=3,query_block=1,key_block=1,stride=1,sink=1,window=2,dense_layers=1,refresh=1,representative=first",
+        ),
+        dense="keys=2048,dense_layers=0",
+    ),
+    "hydragen": Example(("threshold=1,part=0", "levels=1,threshold=1,part=0")),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
+    "minference": Example(
+        (
+            "vertical=3,slash=4,sink=1,recent=2,block=4,rows=3",
+            "pattern=a-shape,vertical=2,slash=6,block=4",
+            "pattern=block-sparse,blocks=2,block=4",
+        ),
+        dense="vertical=1000000",
+    ),
     "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
     "request-batches": Example(("", "batch=3")),

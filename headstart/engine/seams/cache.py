@@ -18,12 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerKV:
-    """What one layer keeps per token; `alias_of` an earlier layer whose pages it reads instead."""
+    """What one layer keeps per token.
+
+    Attributes:
+        alias_of: an earlier layer whose pages it reads instead.
+        on_host: whether its pages lie in the host's memory, whatever the model's device.
+    """
 
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
     alias_of: int | None = None
+    on_host: bool = False
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that it keeps of each token."""
+        return 0 if self.alias_of is not None else 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 class KVLayout(Seam, ABC):

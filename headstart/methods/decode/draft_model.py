@@ -206,8 +206,9 @@ class DraftModel:
         positions = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
         prompts = np.repeat([each.sequence.num_prompt for each in live], layout.query_lengths)
         parts = [np.array(tokens), positions, np.maximum(prompts, positions + 1), np.array(layout.query_starts[1:]) - 1]
-        there = to_device(np.concatenate(parts), device).split([len(part) for part in parts])
-        batch = TokenBatch(*there[:3], layout, there[3], [])
+        there = to_device(np.concatenate(parts), device)
+        token_ids, places, lengths, rows = there.split([len(part) for part in parts])
+        batch = TokenBatch(token_ids, places, lengths, layout, rows, [])
         graphs = self._graphs if self._graphs is not None and self._graphs.fits(batch) else None
         hidden = self._run(batch) if graphs is None else graphs.run(batch)
         for each in live:

@@ -82,61 +82,6 @@ planned(
         conflicts="Methods with statistics per row, such as token pruning by total attention.",
     ),
     MethodCard(
-        "minference",
-        stage="prefill",
-        paper=Paper(
-            "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via Dynamic Sparse Attention",
-            arxiv="2407.02490",
-            venue="NeurIPS 2024 (spotlight)",
-        ),
-        slots=("selector.prefill",),
-        exact=False,
-        chunking="per_chunk",
-        needs=("a file of patterns per head, found by an offline search for the checkpoint",),
-        summary="""Attention over a long prompt is sparse, and the shape of the sparsity is stable per head while
-        its exact places change with the prompt. An offline search gives each head one of three patterns: first and
-        recent tokens, vertical and slash lines, or blocks. At run time a small estimate finds the places for this
-        prompt. A sparse kernel then computes only those, which shortens the time to the first token.""",
-        when_not="""For prompts below some tens of thousands of tokens, where finding the places costs more than it
-        saves; for decode, which stays dense; and when later turns ask something else, since the estimate is made
-        from the last queries of the prompt.""",
-        claim=Claim(
-            "prefill of 1M tokens 9.9 times faster: 179 s instead of 1766 s",
-            setting="""Llama-3-8B-Instruct, bf16, one A100 80GB, against FlashAttention-2; 1.8 times faster at 100K,
-            and 2.8 times slower at 10K""",
-            source="the authors' latency table",
-        ),
-        composes="""Chunked prefill if every chunk estimates anew (`qwen2.5-1m`), prefix caching, `lserve`'s
-        retrieval heads.""",
-        conflicts="`hip` and `zipvl` on the same layers.",
-    ),
-    MethodCard(
-        "hip",
-        stage="prefill",
-        paper=Paper(
-            "HiP Attention: Sparse Sub-Quadratic Attention with Hierarchical Attention Pruning",
-            arxiv="2406.09827",
-            venue="ICLR 2025, as 'A Training-free Sub-quadratic Cost Transformer Model Serving Framework with "
-            "Hierarchically Pruned Attention'",
-        ),
-        slots=("selector.prefill", "selector.decode"),
-        exact=False,
-        chunking="per_chunk",
-        summary="""Finds for each block of queries approximately the keys with the highest scores, by a search that
-        halves candidate regions and looks at one representative key of each. Block-sparse attention then runs on
-        the winners, with the first tokens and a window of recent ones. It needs no training, and its cost grows as
-        T log T with context length T. While decoding, a selection is reused for several steps.""",
-        when_not="""For contexts not well beyond the number of keys kept (512 by default in the code), and in layers
-        with diffuse attention: the first few stay dense.""",
-        claim=Claim(
-            "decode up to 6.83 times faster end to end at 128K",
-            setting="models of Llama-3.1-8B's class; hardware and batch not known here",
-            source="a summary of the ICLR version",
-        ),
-        composes="Paged caches and offloading, since the search touches few pages.",
-        conflicts="`lserve` and `minference` on the same layers; pages quantised as a whole, unless keys are restored.",
-    ),
-    MethodCard(
         "qwen2.5-1m",
         stage="prefill",
         paper=Paper("Qwen2.5-1M Technical Report", arxiv="2501.15383", venue="arXiv, 2025"),
