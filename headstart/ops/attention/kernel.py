@@ -268,8 +268,30 @@ def _over_keys(
     return acc, total, top
 
 
+# Lists are of other lengths in each step.
+_LISTS = [
+    "blocks_sequence",
+    "blocks_head",
+    "blocks_row",
+    "counts_sequence",
+    "counts_head",
+    "bands_sequence",
+    "bands_head",
+]
+_LISTS += ["singles_sequence", "singles_head", "covered_sequence", "covered_head"]
+
+
 @triton.jit(
-    do_not_specialize=["num_sequences", "workers", "min_query", "max_query", "window", "table_row", "part_rows"],
+    do_not_specialize=[
+        "num_sequences",
+        "workers",
+        "min_query",
+        "max_query",
+        "window",
+        "table_row",
+        "part_rows",
+        *_LISTS,
+    ],
     do_not_specialize_on_alignment=["table_row"],
 )
 def attention_kernel(
