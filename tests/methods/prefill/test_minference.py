@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from headstart.methods.prefill.minference.index import Estimate
 from headstart.methods.prefill.minference.minference import MInference
 from headstart.methods.prefill.minference.patterns import KINDS, LayerPatterns, Pattern, read_patterns
 from headstart.methods.prefill.minference.search import scaled, search
+from headstart.methods.registry import build
 from headstart.ops.attention import paged_attention
 from headstart.ops.attention.estimate import line_scores_reference
 from tests.conformance import models
@@ -131,6 +133,8 @@ def test_the_search_writes_what_the_method_reads(roomy, tmp_path: Path):
     path.write_text(json.dumps(content))
     layers = read_patterns(path, roomy.config)
     assert {pattern for heads in layers for pattern in heads} <= set(scaled(300))
+    small = [[[pattern.kind, 2, 3] for pattern in heads] for heads in layers]
+    path.write_text(json.dumps(content | {"patterns": small}))
     method = MInference(pattern=str(path), sink=1, recent=1, block=4, min_context=0)
     engine = make_engine(models.PLAIN, method)
     serve(engine, models.prompts(models.PLAIN))
@@ -159,7 +163,7 @@ def test_the_search_takes_the_cheapest_of_the_best(roomy):
 )
 def test_files_of_others_are_refused(roomy, tmp_path: Path, change, word):
     """One sentence says which field differs."""
-    content = searched(roomy)
+    content: dict[str, Any] = searched(roomy)
     content |= {name: content[name] | value if isinstance(value, dict) else value for name, value in change.items()}
     path = tmp_path / "patterns.json"
     path.write_text(json.dumps(content))
@@ -174,7 +178,7 @@ def test_a_short_text_and_an_empty_budget_are_refused(roomy):
         searched(roomy, 100)
     for option in ("vertical", "slash", "blocks", "recent"):
         with pytest.raises(MethodError, match="keeps nothing"):
-            MInference(**{option: 0})
+            build(f"minference:{option}=0")
     with pytest.raises(MethodError, match="cannot be read"):
         make_engine(models.PLAIN, MInference(pattern="/nowhere.json"))
 
