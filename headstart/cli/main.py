@@ -10,6 +10,7 @@ from rich.console import Console
 
 from headstart import __version__
 from headstart.cli.bench import app as bench
+from headstart.cli.calibrate import calibrate
 from headstart.cli.chat import chat
 from headstart.cli.data import app as data
 from headstart.cli.demo import demo
@@ -38,6 +39,7 @@ app.command()(chat)
 app.command()(serve)
 app.command()(methods)
 app.command()(plan)
+app.command()(calibrate)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 app.add_typer(ledger, name="ledger")

@@ -164,8 +164,8 @@ def _groups(allotments: Seq[Allotment], layout: RaggedLayout, first: bool = True
             stack.choose(f"attention.{phase}", Attention, context, ends),
             stack.choose(f"selector.{phase}", Selector, context, ends),
         )
-        # A method that chooses for both phases is asked for each by itself.
-        key = (id(way[0]), id(way[1]), phase if stack.filled(f"selector.{phase}") else "")
+        # A method's selector is asked about chunks and decodes apart, since its lists are as long as the longest.
+        key = (id(way[0]), id(way[1]), "" if way[1] is stack.default(f"selector.{phase}", Selector) else phase)
         ways[key] = way
         members.setdefault(key, []).append(s)
     if len(members) == 1:

@@ -31,6 +31,7 @@ class Stack:
             follows them (a prompt that a lossy method needs whole) or on what is no longer there (`Retention`).
         whole_prompts: whether a method needs each prompt in one piece (its `chunking` trait).
         holders: unfinished requests of the engine that have this stack.
+        short_prompts: by method, prompts that were too short for it.
 
     Raises:
         MethodError: an unknown method or option, two methods in one slot, or one that needs the model in one piece.
@@ -44,7 +45,7 @@ class Stack:
         self._ranks = ranks
         self._checkpoint: Checkpoint | None = None
         self._filled: dict[str, Seam] = {}
-        self._short: Counter[str] = Counter()
+        self.short_prompts: Counter[str] = Counter()
         for item in self.methods:
             if not isinstance(item, Seam) or not hasattr(item, "card"):
                 raise MethodError(f"{item!r} is no method of the engine: give a key, or an instance of a method")
@@ -212,13 +213,8 @@ class Stack:
         if context >= self.min_context(slot):
             return self.get(slot, kind)
         if ends_prompt:
-            self._short[self._filled[slot].card.key] += 1  # type: ignore[attr-defined]
+            self.short_prompts[self._filled[slot].card.key] += 1  # type: ignore[attr-defined]
         return self.default(slot, kind)
-
-    @property
-    def short_prompts(self) -> dict[str, int]:
-        """By key, how many prompts were too short for a method."""
-        return dict(self._short)
 
 
 def _min_context(item: Any) -> int:

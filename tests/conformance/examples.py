@@ -76,6 +76,13 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 EXAMPLES: dict[str, Example] = {
     "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
+    "hip": Example(
+        (
+            "keys=4,query_block=4,key_block=2,sink=2,window=4,dense_layers=0,refresh=3",
+            "keys=3,query_block=1,key_block=1,stride=1,sink=1,window=2,dense_layers=1,refresh=1,representative=first",
+        ),
+        dense="keys=2048,dense_layers=0",
+    ),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
     "longgen": Example(
         ("untrained=true,block=16,sink=0,local=1,stride=0,full=1", "untrained=true,block=16,sink=1,local=1,stride=2"),

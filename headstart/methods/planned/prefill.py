@@ -82,32 +82,6 @@ planned(
         conflicts="Methods with statistics per row, such as token pruning by total attention.",
     ),
     MethodCard(
-        "hip",
-        stage="prefill",
-        paper=Paper(
-            "HiP Attention: Sparse Sub-Quadratic Attention with Hierarchical Attention Pruning",
-            arxiv="2406.09827",
-            venue="ICLR 2025, as 'A Training-free Sub-quadratic Cost Transformer Model Serving Framework with "
-            "Hierarchically Pruned Attention'",
-        ),
-        slots=("selector.prefill", "selector.decode"),
-        exact=False,
-        chunking="per_chunk",
-        summary="""Finds for each block of queries approximately the keys with the highest scores, by a search that
-        halves candidate regions and looks at one representative key of each. Block-sparse attention then runs on
-        the winners, with the first tokens and a window of recent ones. It needs no training, and its cost grows as
-        T log T with context length T. While decoding, a selection is reused for several steps.""",
-        when_not="""For contexts not well beyond the number of keys kept (512 by default in the code), and in layers
-        with diffuse attention: the first few stay dense.""",
-        claim=Claim(
-            "decode up to 6.83 times faster end to end at 128K",
-            setting="models of Llama-3.1-8B's class; hardware and batch not known here",
-            source="a summary of the ICLR version",
-        ),
-        composes="Paged caches and offloading, since the search touches few pages.",
-        conflicts="`lserve` and `minference` on the same layers; pages quantised as a whole, unless keys are restored.",
-    ),
-    MethodCard(
         "zipvl",
         stage="prefill",
         paper=Paper(

@@ -1,7 +1,7 @@
 """Launches the Triton kernel of paged attention: its shape, its grids, its scratch memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -189,7 +189,11 @@ class _Step:
             mappable = (
                 (self.contiguous or (page_size % 64 == 0 and lines is None)) and key_block % 64 == 0 and _mappable(k, v)
             )
-            shape = usual_shape(most * list_group, head_dim, q.dtype, sequences, mappable)
+            # A tile has the rows of one list.
+            rows_of_tile = most if blocks is None else min(most, blocks.query_block)
+            shape = usual_shape(rows_of_tile * list_group, head_dim, q.dtype, sequences, mappable)
+            if several_blocks and shape.rows == 64:
+                shape = replace(shape, tensor_maps=mappable)
         fold = max(n for n in range(1, list_group + 1) if list_group % n == 0 and n <= shape.rows)
         queries = shape.rows // fold
         if blocks is not None and (several_blocks or lines is not None):

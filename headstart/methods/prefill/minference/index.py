@@ -86,5 +86,6 @@ class Estimate:
             # Its own keys every row sees.
             scores.masked_fill_((number >= begin // self.block) & (scores > -torch.inf), torch.inf)
             found, many = top(scores, lists.shape[2], patterns.budgets[1][heads][:, None])
-            lists[heads, first : first + step, : found.shape[2]] = found
-            counts[heads, first : first + step] = many
+            here = slice(first, first + scores.shape[1])
+            lists[heads, here, : found.shape[2]] = found
+            counts[heads, here] = many

@@ -20,6 +20,8 @@ _CANDIDATES = (
     Pattern("vertical-slash", 3500, 100),
     Pattern("block-sparse", 0, 30),
 )
+# Short texts do not make budgets smaller than this share of them.
+_SMALLEST = 0.5
 # Of patterns whose errors differ by less, the cheapest is taken.
 _TIE = 1.05
 _LEAST = 256
@@ -31,7 +33,8 @@ def search(checkpoint: Checkpoint, tokens: Tensor, estimate: Estimate) -> dict[s
 
     Args:
         checkpoint: the model, in one piece.
-        tokens: int64 `[N]`. Budgets are as the official code has them for 30,000 tokens, scaled to so many.
+        tokens: int64 `[N]`. Budgets are as the official code has them for 30,000 tokens, scaled to so many,
+            but by no less than a half.
         estimate: how the patterns will find their places.
 
     Returns:
@@ -63,10 +66,10 @@ def search(checkpoint: Checkpoint, tokens: Tensor, estimate: Estimate) -> dict[s
 
 def scaled(length: int) -> list[Pattern]:
     """The candidates for a text of so many tokens."""
-    share = length / _TEXT
+    share = min(max(length / _TEXT, _SMALLEST), 1.0)
     return [
-        Pattern(p.kind, min(round(p.columns * share), p.columns), max(1, min(round(p.distances * share), p.distances)))
-        for p in _CANDIDATES
+        Pattern(pattern.kind, round(pattern.columns * share), round(pattern.distances * share))
+        for pattern in _CANDIDATES
     ]
 
 
