@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from headstart import __version__
+from headstart.cli.batch import batch
 from headstart.cli.bench import app as bench
 from headstart.cli.calibrate import calibrate
 from headstart.cli.chat import chat
@@ -37,6 +38,7 @@ app.command()(demo)
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(batch)
 app.command()(methods)
 app.command()(plan)
 app.command()(calibrate)

@@ -27,6 +27,7 @@ _KV_DTYPES = {
 }
 _CPU_CACHE_SHARE = 0.25
 _LARGEST_PAGE = 4096
+_SWAP_BYTES, _SWAP_SHARE = 4 * 2**30, 0.1
 
 
 @dataclass
@@ -51,6 +52,9 @@ class EngineArgs:
         kv_cache_memory: bytes for the cache (default: what `max_num_seqs` full sequences need, but at most a
             quarter of free memory on a CPU, and `gpu_memory_utilization` of the device on a GPU).
         kv_tier: where cached keys go when their pages are wanted, as `cpu=2GB,disk=PATH:10GB` (default: nowhere).
+        swap_space: bytes of the host's memory for keys of preempted sequences, used where copying them there and back
+            costs less than reading the tokens again; 0 always reads again (default: 4 GiB, at most a tenth of what is
+            free).
         gpu_memory_utilization: share of a GPU's memory that weights and cache may take together.
         seed: of the draws of requests that bring no seed of their own.
         scheduling_policy: who is started first: "fcfs" in order of arrival, "priority" by `SamplingParams.priority`,
@@ -79,6 +83,7 @@ class EngineArgs:
     num_pages: int | None = None
     kv_cache_memory: int | None = None
     kv_tier: str | None = None
+    swap_space: int | None = None
     gpu_memory_utilization: float = 0.9
     seed: int = 0
     scheduling_policy: str = "fcfs"
@@ -106,6 +111,8 @@ class EngineArgs:
                 raise HeadstartError(
                     "--kv-tier takes no disk with several ranks: use cpu=SIZE, which each of them takes"
                 )
+        if self.swap_space is not None and (isinstance(self.swap_space, bool) or self.swap_space < 0):
+            raise HeadstartError(f"swap_space must be a number of bytes of at least 0, not {self.swap_space!r}")
         if self.page_size is not None and self.page_size > _LARGEST_PAGE:
             raise HeadstartError(f"page_size must be at most {_LARGEST_PAGE} tokens, not {self.page_size}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -149,6 +156,13 @@ class EngineArgs:
         if kept not in (run_dtype, torch.float32):
             found.append(f"kv_cache_dtype={self.kv_cache_dtype}")
         return found
+
+    @property
+    def swap_bytes(self) -> int:
+        """Bytes of the host's memory that keys of preempted sequences may take."""
+        if self.swap_space is not None:
+            return self.swap_space
+        return min(_SWAP_BYTES, int(psutil.virtual_memory().available * _SWAP_SHARE))
 
     @property
     def step_tokens(self) -> int:

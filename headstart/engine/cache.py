@@ -19,6 +19,7 @@ from headstart.engine.seams import KVPart, KVStore, LayerKV, PageLease
 from headstart.engine.tiers import Tiers, page_keys, root_key
 from headstart.errors import MethodError
 from headstart.ops.attention import RaggedLayout
+from headstart.ops.staging import to_device, to_host
 from headstart.ops.write_kv import write_kv
 
 # What a process may take at its end to write down what it has cached.
@@ -225,7 +226,7 @@ class PagedKVStore(KVStore):
 
         self.tiers = tiers
         self.tree.name_pages = name_pages
-        self.tree.leaving = lambda keys, pages: tiers.put(keys, self._gather(pages))
+        self.tree.leaving = lambda keys, pages: tiers.put(keys, self.gather(pages))
 
     @property
     def tier_traffic(self) -> tuple[int, int]:
@@ -248,7 +249,7 @@ class PagedKVStore(KVStore):
             for part in reversed(path):
                 for first in range(0, len(part.pages), _FLUSH_PAGES):
                     chosen = slice(first, first + _FLUSH_PAGES)
-                    yield part.keys[chosen], self._gather(part.pages[chosen])
+                    yield part.keys[chosen], self.gather(part.pages[chosen])
 
     def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
         if self.tiers is None or namespace is None:
@@ -280,7 +281,7 @@ class PagedKVStore(KVStore):
         taken = self.take(len(found), pages[-1] + 1 if pages else None) if found else None
         if not taken:
             return True
-        self._scatter(taken, torch.stack(found))
+        self.scatter(taken, torch.stack(found))
         self.tree.insert(node, ids[: len(taken) * self.page_size], taken)
         return len(taken) < most or len(ids) <= most * self.page_size
 
@@ -288,16 +289,15 @@ class PagedKVStore(KVStore):
         """Every tensor of keys or values once."""
         return list({tensor.data_ptr(): tensor for tensor in self._keys + self._values}.values())
 
-    def _gather(self, pages: list[int]) -> Tensor:
-        """The bytes of pages `[N, page_bytes]`, uint8 on the CPU."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self._keys[0].device)
-        return torch.cat([pool[index].flatten(1).view(torch.uint8) for pool in self._pools()], 1).cpu()
+    def gather(self, pages: list[int]) -> Tensor:
+        """The bytes of pages `[N, page_bytes]`, uint8 on the CPU: as they are when all steps so far have run."""
+        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        return to_host(torch.cat([pool[index].flatten(1).view(torch.uint8) for pool in self._pools()], 1)).read()
 
-    def _scatter(self, pages: list[int], data: Tensor) -> None:
-        """Write what `_gather` has read to other pages."""
-        device = self._keys[0].device
-        index = torch.tensor(pages, dtype=torch.int64, device=device)
-        data, at = data.to(device), 0
+    def scatter(self, pages: list[int], data: Tensor) -> None:
+        """Write what `gather` has read to other pages."""
+        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        data, at = to_device(data.numpy(), self.device), 0
         for pool in self._pools():
             size = pool[0].numel() * pool.element_size()
             part = data[:, at : at + size].contiguous().view(pool.dtype)
@@ -331,6 +331,11 @@ class PagedKVStore(KVStore):
         if lease.node is not None:
             self.tree.unlock(lease.node)
         lease.pages, lease.shared, lease.node, lease.twins, lease.reached = [], 0, None, [], 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pages lie."""
+        return self._keys[0].device
 
     @property
     def num_cached(self) -> int:

@@ -33,6 +33,7 @@ from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.stacks import Stacks
 from headstart.engine.stats import EngineStats
+from headstart.engine.swap import Swap
 from headstart.engine.tiered import add_tiers
 from headstart.engine.waiting import line_of
 from headstart.engine.watch import Watch
@@ -117,7 +118,8 @@ class Engine:
         self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
         line = line_of(args.scheduling_policy)
-        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, line)
+        self._swap = Swap.of(args.swap_bytes, self.store, self.stack, ranks.size)
+        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, line, self._swap)
         if self._speculation is not None:
             self.planner.guesses = self._speculation.plan
         self.runner = Runner(decoder, self.store, self.stack, device)
@@ -247,7 +249,7 @@ class Engine:
         self._in_flight = None
         self.planner.begin()
         for sequence in reversed(list(self.planner.running)):
-            self.planner.preempt(sequence)
+            self.planner.preempt(sequence, sound=False)
 
     def _launch(self, before: Drawn | None = None) -> StepInFlight | None:
         """Plan a step and start it; None where there is nothing to do.
@@ -327,6 +329,8 @@ class Engine:
         if self._speculation is not None:
             self._speculation.end(self._totals["generation"] - said)
         self.watch.ran(step.planned)
+        if self._swap is not None and step.planned.prefill > step.planned.decode:
+            self._swap.read(step.planned.prefill, self.watch.last_seconds)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
 
     def stats(self) -> EngineStats:
@@ -342,6 +346,7 @@ class Engine:
             queried_tokens=self._totals["queried"],
             cached_tokens=self._totals["cached"],
             preemptions=self.planner.num_preemptions,
+            swaps=0 if self._swap is None else self._swap.count,
             steps=self._totals["steps"],
             finished=dict(self._finished),
             drafts={} if self._speculation is None else dict(self._speculation.counts),

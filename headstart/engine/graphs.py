@@ -1,8 +1,9 @@
 """CUDA graphs of small steps: the whole network as one launch, so that the device never waits for Python.
 
 A graph replays fixed work on fixed memory. For steps in which every sequence has one row, one is captured per batch
-size of a short list; for other small steps (ends of prompts, drafts that are verified, both beside decodes) one per
-number of rows. A step takes the next larger one, whose rows that are left over attend to nothing and write nothing.
+size of a short list, in each form that the attention in force has; for other small steps (ends of prompts, drafts that
+are verified, both beside decodes) one per number of rows. A step takes the next larger one, whose rows that are left
+over attend to nothing and write nothing.
 """
 
 from bisect import bisect_left
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headstart.engine.batch import TokenBatch
+from headstart.engine.seams import Attention, PagedAttention
 from headstart.ops.attention import PagedIndex, RaggedLayout
 
 Forward = Callable[[TokenBatch], Tensor]
@@ -105,6 +107,7 @@ class StepGraphs:
         device: a CUDA device.
         mixed: whether the graphs serve steps too in which sequences have several rows or are reading their prompts.
         record: makes a graph.
+        attention: what attends in the steps (default: the ordinary one).
     """
 
     def __init__(
@@ -116,8 +119,9 @@ class StepGraphs:
         device: torch.device,
         mixed: bool = False,
         record: Record | None = None,
+        attention: Attention | None = None,
     ) -> None:
-        self._forward = forward
+        self._forward, self._attention = forward, attention or PagedAttention()
         self._record = record or _Recorder()
         decodes = graph_sizes(max_num_seqs)
         self.kinds = [(rows, rows, 1) for rows in decodes]
@@ -128,7 +132,7 @@ class StepGraphs:
         self._decodes, self._mixed = decodes, mixed
         most_rows, most_sequences = (max(kind[i] for kind in self.kinds) for i in range(2))
         self._buffers = _Buffers(most_rows, most_sequences, max_pages, page_size, device)
-        self._graphs: dict[tuple[int, int, int], _Graph] = {}
+        self._graphs: dict[tuple[int, tuple[int, int, int]], _Graph] = {}
 
     @torch.inference_mode()
     def capture(
@@ -141,11 +145,13 @@ class StepGraphs:
             progress: shows an iteration to the user.
         """
         for kind in progress(sorted(self.kinds, reverse=True)):
-            rows, sequences, _ = kind
-            batch = self._buffers.batch(*kind)
-            self._buffers.query_starts[1:].fill_(rows)
-            hidden, replay = self._record(lambda batch=batch: self._forward(batch))
-            self._graphs[kind] = _Graph(rows, sequences, batch, hidden, replay)
+            for form in range(self._attention.forms):
+                rows, sequences, _ = kind
+                batch = self._buffers.batch(*kind)
+                self._buffers.query_starts[1:].fill_(rows)
+                self._attention.hold(batch.layout, form)
+                hidden, replay = self._record(lambda batch=batch: self._forward(batch))
+                self._graphs[form, kind] = _Graph(rows, sequences, batch, hidden, replay)
 
     def fits(self, batch: TokenBatch) -> bool:
         """Whether a step is one that these graphs know."""
@@ -156,8 +162,9 @@ class StepGraphs:
         """`[N, hidden]` of the rows whose logits the batch wants; good until the next run."""
         kind = self._kind(batch)
         assert kind is not None, "no graph knows this step"
-        graph = self._graphs[kind]
+        graph = self._graphs[self._attention.form_of(batch.layout), kind]
         self._buffers.fill(batch, graph.rows, graph.sequences)
+        self._attention.refill(graph.batch.layout, batch.layout)
         graph.replay()
         count = batch.layout.num_rows
         return graph.hidden[:count] if len(batch.logit_rows) == count else graph.hidden[batch.logit_rows]

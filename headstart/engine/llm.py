@@ -19,6 +19,7 @@ from headstart.engine.params import SamplingParams
 from headstart.engine.pooling import Pooling, unit
 from headstart.engine.ranks import start_engine
 from headstart.engine.request import Request
+from headstart.engine.seams import Piece
 from headstart.errors import HeadstartError, InvalidRequestError, did_you_mean
 
 Message = Mapping[str, Any]
@@ -106,8 +107,8 @@ class LLM:
         order = [request.request_id for request in requests]
         with self._lock:
             try:
-                for request in requests:
-                    self._submit(request)
+                for place in self._arranged(requests):
+                    self._submit(requests[place])
                 return self._run(order, use_tqdm and sys.stderr.isatty())
             finally:
                 self._close(order)
@@ -208,6 +209,11 @@ class LLM:
                 waiting -= ended
                 progress.advance(task, len(ended))
         return [done[request_id] for request_id in order]
+
+    def _arranged(self, requests: Sequence[Request]) -> list[int]:
+        """The order in which the scheduler wants them, now that all are known."""
+        job = [Piece(request.request_id, request.prompt_ids, request.max_tokens) for request in requests]
+        return self.engine.stack.scheduler.arrange(job)
 
     def _submit(self, request: Request) -> None:
         self._arrived[request.request_id] = deque()

@@ -205,7 +205,9 @@ class Runner:
 
         max_pages = -(-max_model_len // self.store.page_size)
         mixed = not any(self.stack.filled(slot) for slot in _MIXED_SLOTS)
-        graphs = StepGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device, mixed)
+        graphs = StepGraphs(
+            forward, max_num_seqs, max_pages, self.store.page_size, self.device, mixed, attention=attention
+        )
         console = Console(stderr=True, quiet=self.decoder.ranks.rank > 0)
         graphs.capture(lambda kinds: track(kinds, "Capturing small steps", console=console, transient=True))
         self._graphs = graphs

@@ -83,6 +83,7 @@ EXAMPLES: dict[str, Example] = {
         ),
         dense="keys=2048,dense_layers=0",
     ),
+    "hydragen": Example(("threshold=1,part=0", "levels=1,threshold=1,part=0")),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
     "longgen": Example(
         ("untrained=true,block=16,sink=0,local=1,stride=0,full=1", "untrained=true,block=16,sink=1,local=1,stride=2"),

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
     from headstart.models.layers import Linear
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One request of a job whose requests are all known before any of them runs.
+
+    Attributes:
+        request_id: under which it will be submitted.
+        tokens: the prompt's ids.
+        max_tokens: most tokens of its answer; None where only the model's length bounds it.
+    """
+
+    request_id: str
+    tokens: Seq[int]
+    max_tokens: int | None
+
+
 class Scheduler(Seam, ABC):
     """Which tokens run in the next step?"""
 
@@ -31,6 +47,10 @@ class Scheduler(Seam, ABC):
         """Fill the step: `step.decode`, `step.prefill` and `step.admit` hand tokens to sequences, in this order of
         calls, and keep memory, budget and batch size within bounds. A step that gets nothing is an idle step."""
 
+    def arrange(self, job: Seq[Piece]) -> list[int]:
+        """Told of a job before it begins: the order in which its requests are to arrive (default: the given one)."""
+        return list(range(len(job)))
+
 
 class Attention(Seam, ABC):
     """How do the queries of a layer meet the keys?"""
@@ -38,6 +58,8 @@ class Attention(Seam, ABC):
     slots = ("attention.prefill", "attention.decode")
     capturable: bool = False
     """Whether a decode step can be captured and replayed on a GPU: only the device's tensors tell what is computed."""
+    forms: int = 1
+    """In how many forms it is captured; `form_of` chooses one for each step."""
 
     @abstractmethod
     def attend(
@@ -50,6 +72,19 @@ class Attention(Seam, ABC):
         selection: AnySelection | None,
     ) -> tuple[Tensor, Tensor]:
         """`q [T, H, D]`, `keys, values [P, page_size, Hkv, D]` → `out [T, H, D]`, `lse [T, H]` float32."""
+
+    def hold(self, layout: RaggedLayout, form: int) -> None:
+        """Steps over this layout of device buffers are about to be captured in a form: what they read beside it must
+        lie in buffers that stay. The largest layout comes first."""
+        return
+
+    def form_of(self, layout: RaggedLayout) -> int:
+        """The form of a step that could be replayed."""
+        return 0
+
+    def refill(self, captured: RaggedLayout, layout: RaggedLayout) -> None:
+        """What was captured over one layout is about to be replayed for a step: fill the buffers that `hold` made."""
+        return
 
 
 class PagedAttention(Attention):

@@ -10,6 +10,7 @@ from headstart.ops.attention.layout import PagedIndex, RaggedLayout
 from headstart.ops.attention.merge import merge_attention
 from headstart.ops.attention.reference import paged_attention_reference
 from headstart.ops.attention.selection import AnySelection, KeyBlocks, Lines, Selection
+from headstart.ops.attention.shared import SharedKeys, shared_attention
 from headstart.ops.write_kv import write_kv
 
 __all__ = [
@@ -19,10 +20,12 @@ __all__ = [
     "PagedIndex",
     "RaggedLayout",
     "Selection",
+    "SharedKeys",
     "attention_among",
     "attention_among_reference",
     "merge_attention",
     "paged_attention",
     "paged_attention_reference",
+    "shared_attention",
     "write_kv",
 ]

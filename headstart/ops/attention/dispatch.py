@@ -4,6 +4,7 @@ import logging
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from headstart.ops.attention.choice import forced
@@ -30,6 +31,8 @@ def paged_attention(
     tree: Tensor | None = None,
     path: str | None = None,
     shape: Shape | None = None,
+    causal: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of each sequence's last rows over its cached keys.
 
@@ -47,25 +50,42 @@ def paged_attention(
         path: to take on a GPU (triton, cudnn, flash, plain), before what HEADSTART_ATTENTION says; None takes the
             fastest.
         shape: of the Triton kernel's launch for chunks, instead of the usual one.
+        causal: without it every row sees all keys of its sequence, of which there may be fewer than rows; without
+            window and tree.
+        dtype: of the result (default: that of q); parts that will be merged want float32.
 
     Returns:
-        `out [T, H, D]` in q's dtype and `lse [T, H]` float32.
+        `out [T, H, D]` in that dtype and `lse [T, H]` float32.
 
     Raises:
         HeadstartError: the environment variable HEADSTART_ATTENTION names no path (triton, cudnn, flash, plain).
     """
-    rule = {"scale": scale, "window": window, "softcap": softcap}
+    assert causal or (window is None and tree is None), "a window or a tree says which keys come later"
+    rule = {"scale": scale, "window": window, "softcap": softcap, "causal": causal}
     path = (path or forced()) if q.is_cuda else "plain"
     if path != "plain" and _kernel_can(q, k_pages):
         from headstart.ops.attention.cuda import attend_over_pages
 
         blocks = None if selection is None else selection.key_blocks(layout)
-        return attend_over_pages(q, k_pages, v_pages, layout, **rule, blocks=blocks, tree=tree, path=path, shape=shape)
-    if selection is not None and tree is None:
-        return attend_sparsely(q, k_pages, v_pages, layout, **rule, selection=selection.key_blocks(layout))
-    if softcap is not None or tree is not None:
-        return paged_attention_reference(q, k_pages, v_pages, layout, **rule, selection=selection, tree=tree)
-    return attend_densely(q, k_pages, v_pages, layout, scale, window)
+        return attend_over_pages(
+            q, k_pages, v_pages, layout, **rule, blocks=blocks, tree=tree, path=path, shape=shape, dtype=dtype
+        )
+    if selection is not None and tree is None and causal:
+        out, lse = attend_sparsely(
+            q,
+            k_pages,
+            v_pages,
+            layout,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            selection=selection.key_blocks(layout),
+        )
+    elif softcap is not None or selection is not None or tree is not None:
+        out, lse = paged_attention_reference(q, k_pages, v_pages, layout, **rule, selection=selection, tree=tree)
+    else:
+        out, lse = attend_densely(q, k_pages, v_pages, layout, scale, window, causal)
+    return out.to(dtype or q.dtype), lse
 
 
 def _kernel_can(q: Tensor, k_pages: Tensor) -> bool:

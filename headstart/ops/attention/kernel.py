@@ -335,6 +335,7 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     WINDOWED: tl.constexpr,
+    CAUSAL: tl.constexpr,
     SOFTCAP: tl.constexpr,
     TREE: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -349,7 +350,8 @@ def attention_kernel(
     `q, out [T, H, D]`, `lse [T, H]`; `k, v` and the tensor maps `k_maps, v_maps` hold `[slots, Hkv, D]`. A tile has
     QUERIES queries of FOLD heads each in its BLOCK_M rows. `blocks [S, H / LIST_GROUP, B, K]` and `counts [S,
     H / LIST_GROUP, B]` name the blocks of KEY_BLOCK keys that each QUERY_BLOCK queries look at (all keys where
-    KEY_BLOCK is 0). With LINES, heads that have bands or columns look at those instead, as `Lines` says.
+    KEY_BLOCK is 0). With LINES, heads that have bands or columns look at those instead, as `Lines` says. Without CAUSAL
+    every row sees all keys of its sequence; no window or tree goes with that.
     """
     head = tl.program_id(1)
     kv_head = head * FOLD // GROUP
@@ -382,7 +384,7 @@ def attention_kernel(
     columns = tl.arange(0, BLOCK_D)
     cell = used[:, None] & (columns < HEAD_DIM)[None, :]
     q_tile = tl.load(q + (row * q_row + my_head * q_head)[:, None] + columns[None, :], mask=cell, other=0.0)
-    limit = before + query
+    limit = before + query if CAUSAL else tl.full([BLOCK_M], 0, tl.int32) + kv_length
     bits = tl.load(tree + row, mask=used, other=0) if TREE else limit
 
     # Keys up to `end` matter to some row, those in [whole, edge) to every row: only the tiles around need masks.
@@ -394,6 +396,8 @@ def attention_kernel(
     my_blocks = blocks
     if TREE:
         edge, end = before, kv_length
+    elif not CAUSAL:
+        edge, end = kv_length, kv_length
     else:
         edge, end = lowest + 1, highest + 1
     begin, whole = 0, 0

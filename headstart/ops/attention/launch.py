@@ -45,6 +45,7 @@ def attend_on_gpu(
     blocks: KeyBlocks | None = None,
     tree: Tensor | None = None,
     contiguous: bool = False,
+    causal: bool = True,
     into: tuple[Tensor, Tensor] | None = None,
     shapes: tuple[Shape | None, Shape | None] = (None, None),
     lengths: Sequence[int] | None = None,
@@ -53,20 +54,21 @@ def attend_on_gpu(
 
     Args:
         contiguous: whether each sequence's pages follow each other.
+        causal: as for `paged_attention`.
         into: contiguous `out [T, H, D]` and `lse [T, H]` to write; new ones where it is None.
         shapes: of the launches for short and for long sequences, instead of the usual ones.
         lengths: query rows of the sequences to compute, as `plan` takes them.
     """
     out, lse = into or empty_like(q)
-    rule = {"scale": scale, "window": window, "softcap": softcap, "blocks": blocks, "tree": tree}
+    rule = {"scale": scale, "window": window, "softcap": softcap, "blocks": blocks, "tree": tree, "causal": causal}
     for launch in plan(q, k_pages, v_pages, index, **rule, contiguous=contiguous, shapes=shapes, lengths=lengths):
         launch.run(q, k_pages, v_pages, index, blocks, tree, out, lse)
     return out, lse
 
 
-def empty_like(q: Tensor) -> tuple[Tensor, Tensor]:
-    """`out [T, H, D]` and `lse [T, H]` for queries `[T, H, D]`."""
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+def empty_like(q: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """`out [T, H, D]`, in the queries' dtype or another, and `lse [T, H]` for queries `[T, H, D]`."""
+    out = torch.empty(q.shape, dtype=dtype or q.dtype, device=q.device)
     return out, torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
 
 
@@ -134,6 +136,7 @@ def plan(
     blocks: KeyBlocks | None,
     tree: Tensor | None,
     contiguous: bool,
+    causal: bool = True,
     shapes: tuple[Shape | None, Shape | None] = (None, None),
     lengths: Sequence[int] | None = None,
 ) -> list[Launch]:
@@ -141,12 +144,13 @@ def plan(
 
     Args:
         contiguous: whether each sequence's pages follow each other.
+        causal: as for `paged_attention`; without it short and long sequences share a launch.
         shapes: of the launches for short and for long sequences, instead of the usual ones.
         lengths: query rows of the sequences to compute, the longer ones left out; None says that the host does not
             know them, and computes all.
     """
     short = TREE_ROWS if tree is not None else SHORT
-    if blocks is not None and blocks.counts.shape[2] > 1:
+    if not causal or (blocks is not None and blocks.counts.shape[2] > 1):
         short = 0
     if lengths is None:
         most = min(short, index.max_query), index.max_query if index.max_query > short else 0
@@ -154,7 +158,7 @@ def plan(
         most = tuple(
             max(those, default=0) for those in ([n for n in lengths if n <= short], [n for n in lengths if n > short])
         )
-    step = _Step(q, k_pages, v_pages, index, scale, window, softcap, blocks, tree, contiguous)
+    step = _Step(q, k_pages, v_pages, index, scale, window, softcap, blocks, tree, contiguous, causal)
     ranges = zip((1, short + 1), most, shapes, strict=True)
     return [step.launch(least, longest, shape) for least, longest, shape in ranges if longest]
 
@@ -173,6 +177,7 @@ class _Step:
     blocks: KeyBlocks | None
     tree: Tensor | None
     contiguous: bool
+    causal: bool
 
     def launch(self, least: int, most: int, shape: Shape | None) -> Launch:
         """Of the sequences with `least` to `most` query rows."""
@@ -202,8 +207,10 @@ class _Step:
         row_tiles = min(sequences * _cdiv(most, queries), rows // queries + sequences)
         grid_heads = heads // fold
         workers = _cdiv(shape.waves * _multiprocessors(q.device), grid_heads)
-        # Long tiles that fill the GPU as they are gain nothing from being cut.
-        split = not several_blocks and lines is None and (most <= SHORT or row_tiles <= workers)
+        # Long tiles that fill the GPU as they are gain nothing from being cut. Where not causal, a captured launch has
+        # room for many more tiles than there are.
+        whole = not several_blocks and lines is None
+        split = whole and (most <= SHORT or row_tiles <= workers or not self.causal)
         part_rows = min(most, queries) * fold
         windowed = self.window is not None and self.window < index.max_kv
         together = self.contiguous or (page_size % shape.keys == 0 and lines is None)
@@ -253,6 +260,7 @@ class _Step:
             "QUERY_BLOCK": blocks.query_block if blocks is not None else 1,
             "LINES": lines is not None,
             "BLOCK_M": shape.rows,
+            "CAUSAL": self.causal,
             "SOFTCAP": self.softcap is not None,
             "TREE": self.tree is not None and most <= TREE_ROWS,
             "SPLIT": split,

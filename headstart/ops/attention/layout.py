@@ -119,7 +119,7 @@ class RaggedLayout:
         return part, torch.tensor(rows, dtype=torch.int64, device=self.device)
 
     @cached_property
-    def _table(self) -> NDArray[np.int32]:
+    def table(self) -> NDArray[np.int32]:
         """`[S, P]` on the host: each sequence's pages, with zeros behind them."""
         counts = -(-np.array(self.kv_lengths, dtype=np.int32) // self.page_size)
         table = np.zeros((len(counts), max(int(counts.max(initial=0)), 1)), dtype=np.int32)
@@ -141,9 +141,9 @@ class RaggedLayout:
     def first_pages(self) -> list[int | None]:
         """Per sequence its first page where all its pages follow each other, else None."""
         counts = -(-np.array(self.kv_lengths) // self.page_size)
-        breaks = (np.diff(self._table, axis=1) != 1) & (np.arange(1, self._table.shape[1]) < counts[:, None])
+        breaks = (np.diff(self.table, axis=1) != 1) & (np.arange(1, self.table.shape[1]) < counts[:, None])
         return [
-            None if broken else first for broken, first in zip(breaks.any(1), self._table[:, 0].tolist(), strict=True)
+            None if broken else first for broken, first in zip(breaks.any(1), self.table[:, 0].tolist(), strict=True)
         ]
 
     def gather(self, s: int, *pools: Tensor) -> list[Tensor]:
@@ -162,12 +162,12 @@ class RaggedLayout:
         parts = [
             np.array(self.query_starts, dtype=np.int32),
             np.array(self.kv_lengths, dtype=np.int32),
-            self._table.reshape(-1),
+            self.table.reshape(-1),
         ]
         there = self.upload(np.concatenate(parts))
         starts, kv_lengths, table = there.split([part.size for part in parts])
         most = max(self.query_lengths, default=0), max(self.kv_lengths, default=0)
-        return PagedIndex(starts, kv_lengths, table.view(self._table.shape), *most)
+        return PagedIndex(starts, kv_lengths, table.view(self.table.shape), *most)
 
     @cached_property
     def slots(self) -> Tensor:
@@ -175,7 +175,7 @@ class RaggedLayout:
         queries, keys = np.array(self.query_lengths), np.array(self.kv_lengths)
         sequence = np.repeat(np.arange(len(queries)), queries)
         place = np.arange(self.num_rows) + (keys - np.array(self.query_starts[1:]))[sequence]
-        pages = self._table[sequence, place // self.page_size].astype(np.int64)
+        pages = self.table[sequence, place // self.page_size].astype(np.int64)
         return self.upload(pages * self.page_size + place % self.page_size)
 
     def upload(self, values: NDArray[Any] | Sequence[int]) -> Tensor:

@@ -23,6 +23,7 @@ def paged_attention_reference(
     softcap: float | None = None,
     selection: AnySelection | None = None,
     tree: Tensor | None = None,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` written out sequence by sequence, in float32 or wider."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -39,7 +40,9 @@ def paged_attention_reference(
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
             bits = tree[start + row] if tree is not None and queries <= TREE_ROWS else None
-            seen = _seen(row, key, keys - queries, window, bits)[None]
+            # Every row sees what the last one does where there is no causality.
+            place = row if causal else torch.full_like(row, queries - 1)
+            seen = _seen(place, key, keys - queries, window, bits)[None]
             if selection is not None:
                 looks = selection.looks(s, row, key, layout)  # [Q, Hkv or H, N]
                 seen = seen & looks.repeat_interleave(heads // looks.shape[1], 1).transpose(0, 1)
