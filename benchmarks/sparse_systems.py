@@ -61,11 +61,11 @@ def prompts(layer: Any, seconds: Seconds) -> Iterator[Row]:
     yield work | {"method": "dense", "seconds": dense}
     half = KV_HEADS // 2
     within = bounded(layout, STREAMING)
-    parts = [
-        (layer.q[:, : half * GROUP].contiguous(), *(x[:, :, :half].contiguous() for x in (layer.k, layer.v)), layout),
-        (layer.q[:, half * GROUP :].contiguous(), *(x[:, :, half:].contiguous() for x in (layer.k, layer.v)), within),
-    ]
-    retrieving, streaming = (seconds(lambda part=part: attend(*part), 2) for part in parts)
+    q, k, v = layer.q, layer.k, layer.v
+    first = q[:, : half * GROUP].contiguous(), k[:, :, :half].contiguous(), v[:, :, :half].contiguous()
+    second = q[:, half * GROUP :].contiguous(), k[:, :, half:].contiguous(), v[:, :, half:].contiguous()
+    retrieving = seconds(lambda: attend(*first, layout), 2)
+    streaming = seconds(lambda within=within: attend(*second, within), 2)
     whole = {"retrieving_seconds": retrieving, "streaming_seconds": streaming}
     yield (
         work
@@ -119,8 +119,8 @@ def decodes(q: Tensor, k: Tensor, v: Tensor, layout: RaggedLayout, seconds: Seco
     work = {"keys": length, "rows": f"{len(layout.query_lengths)} x 1"}
     dense = seconds(lambda: attend(q, k, v, layout), 5)
     yield work | {"method": "dense", "seconds": dense}
-    mine = q[:, : half * GROUP].contiguous(), *(x[:, :, :half].contiguous() for x in (k, v))
-    other = q[:, half * GROUP :].contiguous(), *(x[:, :, half:].contiguous() for x in (k, v))
+    mine = q[:, : half * GROUP].contiguous(), k[:, :, :half].contiguous(), v[:, :, :half].contiguous()
+    other = q[:, half * GROUP :].contiguous(), k[:, :, half:].contiguous(), v[:, :, half:].contiguous()
     selector = PageSelector(16, PAGE, 4096, 4)
     every = RaggedLayout(layout.kv_lengths, layout.kv_lengths, layout.page_tables, PAGE, layout.device)
     selector.bounds.update(mine[1], every, q.dtype)
