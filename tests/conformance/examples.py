@@ -74,6 +74,10 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 
 
 EXAMPLES: dict[str, Example] = {
+    "auto-sparse": Example(
+        ("options=keys=4/query_block=4/sink=2/window=4/dense_layers=0",),
+        dense="options=keys=2048/dense_layers=0",
+    ),
     "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
     "hip": Example(
