@@ -77,10 +77,12 @@ def start_disaggregated(parts: Disaggregation, settings: Mapping[str, Any], ray:
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     use = list(settings.get("use", ()))
     tokens = settings.get("max_num_batched_tokens") or 512
+    # What computes prompts in its own way may write layers in its own order, too.
+    layered = not any("prefill" in getattr(_built(item), "slots", ()) for item in use)
     sides = []
     for role, count in (("prefill", parts.prefill), ("decode", parts.decode)):
         side = registry.build(f"distserve:role={role},tokens={tokens}", "inference")
-        own = {**settings, "use": [*use, side, SharedKVStore(str(directory))]}
+        own = {**settings, "use": [*use, side, SharedKVStore(str(directory), layered)]}
         sides += [own] * count
     try:
         workers = _start(sides, settings, ray, together=True)
@@ -88,6 +90,10 @@ def start_disaggregated(parts: Disaggregation, settings: Mapping[str, Any], ray:
         shutil.rmtree(directory, ignore_errors=True)
         raise
     return DisaggregatedEngine(workers[: parts.prefill], workers[parts.prefill :])
+
+
+def _built(item: Any) -> Any:
+    return registry.build(item, "inference") if isinstance(item, str) else item
 
 
 def _start(
