@@ -144,6 +144,10 @@ class SharedKVStore(PagedKVStore):
     def allocate(
         self, layers: list[LayerKV], num_pages: int, page_size: int, device: torch.device | str = "cpu"
     ) -> Self:
+        if any(layer.bounded for layer in layers):
+            raise HeadstartError("heads that keep a part of the keys do not migrate: serve with --replicas instead")
+        if any(layer.on_host for layer in layers):
+            raise HeadstartError("keys that stay in the host's memory do not migrate: serve with --replicas instead")
         apart = torch.device(device).type != "cpu"
         mirrored = apart if self.whole_pages is None else self.whole_pages
         super().allocate(layers, num_pages, page_size, device if mirrored else "meta")

@@ -24,7 +24,6 @@ class StepPlanner:
         store: the KV cache.
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: the budget of a step. Decodes are never refused for lack of it.
-        whole_prompts: a method in force needs each prompt in one piece (its `chunking` trait).
         line: the waiting line, empty (default: in order of arrival).
         swap: where keys of preempted sequences may go (default: they are computed again).
 
@@ -37,14 +36,12 @@ class StepPlanner:
         store: KVStore,
         max_num_seqs: int,
         max_num_batched_tokens: int,
-        whole_prompts: bool = False,
         line: Waiting | None = None,
         swap: Swap | None = None,
     ) -> None:
         self.store = store
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.whole_prompts = whole_prompts
         self.waiting: Waiting = ByArrival() if line is None else line
         self.swap = swap
         self.running: dict[Sequence, None] = {}
@@ -105,8 +102,9 @@ class StepPlanner:
         if sequence not in self.running or sequence in self._shares or self.budget <= 0:
             return 0
         chunk = sequence.num_uncomputed
-        if not (whole or self.whole_prompts):
+        if not (whole or sequence.needs_whole_prompt):
             chunk = min(chunk, self.budget, chunk if limit is None else limit)
+        chunk = min(chunk, self.store.most_written or chunk)
         if chunk <= 0 or not self._make_room(sequence, chunk):
             return 0
         self._share(sequence, chunk, chunk)
@@ -133,10 +131,15 @@ class StepPlanner:
             return 0
         # Keys that are found bring no logits with them.
         namespace = None if sequence.wants_prompt_rows else sequence.request.namespace
+        if not self.store.bring_up(namespace, sequence.tokens):
+            return 0  # what runs goes on meanwhile, and aborts are heard
         lease = self.store.open(namespace, sequence.tokens)
         margin = max(1, int(self.store.num_pages * WATERMARK)) if self.running else 0
         wanted = -(-(len(sequence.tokens) + spare) // self.store.page_size) - len(lease.pages)
-        if wanted + margin > self.store.num_available or not lease.reserve(len(sequence.tokens)):
+        known = len(sequence.tokens)
+        chunk = min(known if whole or sequence.needs_whole_prompt else self.budget, self.store.most_written or known)
+        written = min(known, lease.num_cached + chunk)
+        if wanted + margin > self.store.num_available or not lease.reserve(known, written):
             lease.release()
             self._blocked = (sequence, self.store.num_available)
             return 0

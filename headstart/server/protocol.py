@@ -15,6 +15,8 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
+MAX_METHODS = 8
+MAX_METHOD_CHARACTERS = 256
 
 LOWEST_PRIORITY = 2**31
 
@@ -101,6 +103,10 @@ class StructuredOutputsField(Body):
     grammar: str | None = None
 
 
+OwnUse = Annotated[list[Annotated[str, Field(max_length=MAX_METHOD_CHARACTERS)]] | None, Field(max_length=MAX_METHODS)]
+"""Methods for one request, as `--use` takes them; none of them is the model alone."""
+
+
 class GenerationRequest(LabelledRequest):
     """What completions and chat have in common."""
 
@@ -125,6 +131,7 @@ class GenerationRequest(LabelledRequest):
     structured_outputs: StructuredOutputsField | None = None
     cache_salt: str | None = Field(default=None, max_length=MAX_SALT_CHARACTERS)
     priority: int | None = Field(default=None, ge=-LOWEST_PRIORITY, le=LOWEST_PRIORITY)
+    use: OwnUse = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -26,6 +26,7 @@ from headstart.server.protocol import (
     MAX_SALT_CHARACTERS,
     ChatRequest,
     JsonSchema,
+    OwnUse,
     ResponseFormat,
     StreamOptions,
 )
@@ -33,7 +34,7 @@ from headstart.server.protocol import (
 # Fields that mean the same in a chat.
 _SHARED = (
     *("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos", "stream"),
-    *("cache_salt", "priority", "parallel_tool_calls", "chat_template_kwargs"),
+    *("cache_salt", "priority", "use", "parallel_tool_calls", "chat_template_kwargs"),
 )
 _LOGPROBS = "message.output_text.logprobs"
 # What a chat calls differently.
@@ -172,6 +173,7 @@ class ResponsesRequest(LabelledRequest):
     parallel_tool_calls: bool | None = None
     cache_salt: str | None = Field(default=None, max_length=MAX_SALT_CHARACTERS)
     priority: int | None = Field(default=None, ge=-LOWEST_PRIORITY, le=LOWEST_PRIORITY)
+    use: OwnUse = None
     chat_template_kwargs: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
