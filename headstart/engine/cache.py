@@ -334,6 +334,11 @@ class PagedKVStore(KVStore):
         lease.pages, lease.shared, lease.node, lease.twins, lease.reached = [], 0, None, [], 0
 
     @property
+    def copies_whole(self) -> bool:
+        """Whether `gather` and `scatter` carry all that a page holds: no head is bounded, no layer lies elsewhere."""
+        return self.twins is None and len({pool.device for pool in self._pools()}) == 1
+
+    @property
     def device(self) -> torch.device:
         """Where the pages lie."""
         return self._keys[0].device
