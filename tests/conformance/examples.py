@@ -68,6 +68,7 @@ EXAMPLES: dict[str, Example] = {
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
     "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
+    "prepacking": Example(("", "rows=padded", "rows=sorted", "capacity=90")),
     "request-batches": Example(("", "batch=3")),
     "sarathi": Example(("chunk=7,batch=3",)),
     "sarathi-serve": Example(("chunk=9", "chunk=9,long=20")),
