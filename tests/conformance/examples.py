@@ -111,6 +111,7 @@ EXAMPLES: dict[str, Example] = {
     ),
     "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
+    "prepacking": Example(("", "rows=padded", "rows=sorted", "capacity=90")),
     "qwen2.5-1m": Example(
         (
             "chunk=40,local=8,block=16,sparse_from=0",
