@@ -6,7 +6,7 @@ from torch import Tensor
 
 from headstart.engine.seams import Attention
 from headstart.errors import MethodError
-from headstart.evaluation.method_bench_spec import MethodBench, OfflineLengths, Quality
+from headstart.evaluation.method_bench_spec import MethodBench, Own, Quality
 from headstart.methods.decode.hydragen.buffers import Buffers
 from headstart.methods.decode.hydragen.plan import Plan
 from headstart.methods.decode.hydragen.sharing import Costs
@@ -70,8 +70,9 @@ class Hydragen(Attention):
 
     @classmethod
     def bench(cls) -> MethodBench:
-        """Prompts one at a time share nothing, which shows what it costs; `benchmarks/hydragen.py` shows the gain."""
-        return MethodBench((), (OfflineLengths(), Quality(tasks=())), ("decode", "TTFT"))
+        """Many answers to one text, over its length."""
+        own = Own("headstart.methods.decode.hydragen.bench")
+        return MethodBench((), (own, Quality(tasks=())), ("decode",))
 
     def counters(self) -> dict[str, int]:
         """Decode steps, those that shared, how often the plan was made anew, and keys of a layer that were not read
