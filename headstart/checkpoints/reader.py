@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.checkpoints.default import default_checkpoint_path
+from headstart.checkpoints.default import default_checkpoint_path, embedded_checkpoints
 from headstart.checkpoints.files import read_json
 from headstart.checkpoints.generation import GenerationConfig
 from headstart.checkpoints.hub import resolve
@@ -30,6 +30,8 @@ _FEW_WEIGHTS = 10**7
 
 METHOD_FIELD = "headstart_method"
 """The field of `config.json` that names the method that a checkpoint was trained for, with options as `--use` has."""
+BASE_FIELD = "headstart_base"
+"""The field of `config.json` that names a checkpoint of the package whose weights are taken where none are here."""
 
 
 @dataclass
@@ -178,12 +180,13 @@ def load_weights(decoder: Decoder, directory: Path, parameters: dict[str, Tensor
             or holds NaN or infinity.
     """
     places = pieces(decoder.config)
+    base = _base_paths(decoder.config.raw, directory) if parameters is None else []
     known = places | stacked_pieces(decoder.config)
     parameters = dict(decoder.named_parameters()) if parameters is None else parameters
     wanted = {name: piece for name, piece in places.items() if piece.parameter in parameters}
     filled: set[Piece] = set()
     unexpected: list[str] = []
-    for path in shard_paths(directory):
+    for path in [*base, *shard_paths(directory)]:
         with Shard(path) as shard:
             for name, entry in shard.entries.items():
                 plain = canonical(name)
@@ -207,6 +210,18 @@ def load_weights(decoder: Decoder, directory: Path, parameters: dict[str, Tensor
                 f"the weights in {directory} {problem} {_some_tensors(names)}; they do not fit the "
                 f"architecture {decoder.config.architecture} with the sizes in its config.json"
             )
+
+
+def _base_paths(raw: dict[str, Any], directory: Path) -> list[Path]:
+    """The safetensors files that are read before those of a directory, which may have others of the same tensors."""
+    base, known = raw.get(BASE_FIELD), embedded_checkpoints()
+    if base is None:
+        return []
+    if base not in known:
+        raise CheckpointError(
+            f"{directory / 'config.json'} builds on {base!r}, but the package comes with {', '.join(known)} only"
+        )
+    return shard_paths(known[base])
 
 
 def shard_paths(directory: Path) -> list[Path]:
@@ -242,7 +257,7 @@ def _refuse_more_than_the_files_hold(config: ModelConfig, directory: Path) -> No
     if not any(directory.glob("*.safetensors")):
         return
     held = 0
-    for path in shard_paths(directory):
+    for path in [*_base_paths(config.raw, directory), *shard_paths(directory)]:
         with Shard(path) as shard:
             held += sum(math.prod(entry.shape) for entry in shard.entries.values())
     if config.num_matrix_weights > 2 * held + _FEW_WEIGHTS:

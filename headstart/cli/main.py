@@ -11,6 +11,7 @@ from rich.console import Console
 from headstart import __version__
 from headstart.cli.batch import batch
 from headstart.cli.bench import app as bench
+from headstart.cli.calibrate import calibrate
 from headstart.cli.chat import chat
 from headstart.cli.data import app as data
 from headstart.cli.demo import demo
@@ -40,6 +41,7 @@ app.command()(serve)
 app.command()(batch)
 app.command()(methods)
 app.command()(plan)
+app.command()(calibrate)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 app.add_typer(ledger, name="ledger")

@@ -122,7 +122,7 @@ def _ruled(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     for rule, chosen in rows.items():
         if len(chosen) == len(sequences):
             return rule.apply(logits, sequences)
-        index = torch.tensor(chosen, device=logits.device)
+        index = to_device(np.array(chosen), logits.device)
         logits = logits.index_copy(0, index, rule.apply(logits[index], [sequences[row] for row in chosen]))
     return logits
 

@@ -33,6 +33,7 @@ from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.stacks import Stacks
 from headstart.engine.stats import EngineStats
+from headstart.engine.swap import Swap
 from headstart.engine.tiered import add_tiers
 from headstart.engine.waiting import line_of
 from headstart.engine.watch import Watch
@@ -98,18 +99,27 @@ class Engine:
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, kept)
         sized = layers if drafter is None else [*layers, *drafter.layers()]
         config = self.checkpoint.config
-        longest = min(args.max_model_len or config.max_position, config.max_extended_position)
+        most = max((item.longest(config) for item in self.stack.methods), default=config.max_extended_position)
+        longest = min(args.max_model_len or config.max_position, most)
         taken = step_bytes(decoder, args.step_tokens, args.max_num_seqs, longest)
-        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken), device=device)
+        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken, most), device=device)
         if drafter is not None:
             drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
-        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)
+        store = self.stack.get("kv_store", KVStore)
+        store.num_twins, store.most_written = args.bounded_pages(layers, num_pages, self.max_model_len)
+        self.store = store.allocate(layers, num_pages, args.tokens_per_page, device)
         if args.kv_tier is not None:
+            layout: Any = self.stack.get("kv_layout", KVLayout)
+            if not layout.movable:
+                raise MethodError(
+                    f"{layout.card.key} keeps a part of the keys only, which no --kv-tier can hold: leave it out"
+                )
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
         self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
         line = line_of(args.scheduling_policy)
-        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, line)
+        self._swap = Swap.of(args.swap_bytes, self.store, self.stack, ranks.size)
+        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, line, self._swap)
         if self._speculation is not None:
             self.planner.guesses = self._speculation.plan
         self.runner = Runner(decoder, self.store, self.stack, device)
@@ -239,7 +249,7 @@ class Engine:
         self._in_flight = None
         self.planner.begin()
         for sequence in reversed(list(self.planner.running)):
-            self.planner.preempt(sequence)
+            self.planner.preempt(sequence, sound=False)
 
     def _launch(self, before: Drawn | None = None) -> StepInFlight | None:
         """Plan a step and start it; None where there is nothing to do.
@@ -300,6 +310,7 @@ class Engine:
             sequence = allotment.sequence
             assert sequence.lease is not None
             sequence.lease.commit(sequence.tokens, sequence.stack.num_shareable(sequence))
+            sequence.lease.advance(sequence.num_computed)
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
@@ -318,6 +329,8 @@ class Engine:
         if self._speculation is not None:
             self._speculation.end(self._totals["generation"] - said)
         self.watch.ran(step.planned)
+        if self._swap is not None and step.planned.prefill > step.planned.decode:
+            self._swap.read(step.planned.prefill, self.watch.last_seconds)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
 
     def stats(self) -> EngineStats:
@@ -333,6 +346,7 @@ class Engine:
             queried_tokens=self._totals["queried"],
             cached_tokens=self._totals["cached"],
             preemptions=self.planner.num_preemptions,
+            swaps=0 if self._swap is None else self._swap.count,
             steps=self._totals["steps"],
             finished=dict(self._finished),
             drafts={} if self._speculation is None else dict(self._speculation.counts),

@@ -1,7 +1,7 @@
 """Runs one batch through the model: the decoder meets the KV cache and the methods in force here."""
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headstart.engine.batch import Allotment, TokenBatch
 from headstart.engine.graphs import StepGraphs
-from headstart.engine.seams import Attention, KVStore, LastAttend, Prefill, Seam, Selector
+from headstart.engine.seams import Attention, KVPart, KVStore, LastAttend, Prefill, Seam, Selector
 from headstart.engine.stack import Stack
 from headstart.models.decoder import AttentionSpec, Decoder
 from headstart.ops.attention import RaggedLayout, attention_among
@@ -43,6 +43,8 @@ class StepAttention:
     def keep(self, spec: AttentionSpec, k: Tensor, v: Tensor) -> None:
         """Write the new keys, as `StepAttend` says."""
         self.store.write(spec.layer, k, v, self.layout.slots)
+        if self.store.bounded:
+            self.store.write_bounded(spec.layer, k, v, self._within(self.layout).slots)
 
     def last(self, counts: Seq[int]) -> LastAttend:
         """Attention for the last rows of each sequence, as `StepAttend` says."""
@@ -54,8 +56,9 @@ class StepAttention:
             [whole.page_tables[s] for s in chosen],
             whole.page_size,
             whole.device,
+            [whole.owners[s] for s in chosen] if whole.owners else (),
         )
-        groups = _groups([self._batch.allotments[s] for s in chosen], layout)
+        groups = _groups([self._batch.allotments[s] for s in chosen], layout, first=False)
         return lambda spec, q: self._attend(groups, spec, q)
 
     def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> "AmongAttention":
@@ -72,10 +75,32 @@ class StepAttention:
         return out
 
     def _attend_group(self, group: _Group, spec: AttentionSpec, q: Tensor) -> Tensor:
-        keys, values = self.store.layer(spec.layer)
-        selection = group.selector.select(spec, q, keys, group.layout)
-        out, _ = group.attention.attend(spec, q, keys, values, group.layout, selection)
+        parts = self.store.parts(spec.layer)
+        if parts[0].heads is None:
+            return self._attend_part(group, spec, q, parts[0])
+        heads = q.unflatten(1, (spec.num_kv_heads, -1))
+        out = torch.empty(heads.shape, dtype=q.dtype, device=q.device)
+        for part in parts:
+            own = heads[:, part.heads].flatten(1, 2)
+            mine = replace(spec, num_heads=own.shape[1], num_kv_heads=part.keys.shape[2])
+            out[:, part.heads] = self._attend_part(group, mine, own, part).unflatten(1, (part.keys.shape[2], -1))
+        return out.flatten(1, 2)
+
+    def _attend_part(self, group: _Group, spec: AttentionSpec, q: Tensor, part: KVPart) -> Tensor:
+        """Heads whose keys lie together; what is bounded lies where all of it is seen, and nothing is chosen."""
+        layout, selection = group.layout, None
+        if part.bounded:
+            layout = self._within(layout)
+        else:
+            selection = group.selector.select(spec, q, part.keys, layout)
+        out, _ = group.attention.attend(spec, q, part.keys, part.values, layout, selection)
         return out.to(q.dtype)
+
+    def _within(self, layout: RaggedLayout) -> RaggedLayout:
+        """Where the bounded heads' keys of these rows lie, found out once a step."""
+        if "within" not in layout.routes:
+            layout.routes["within"] = self.store.within(layout)
+        return layout.routes["within"]
 
 
 class AmongAttention:
@@ -124,21 +149,23 @@ def by_prefill(allotments: Seq[Allotment]) -> list[list[Allotment]]:
     return list(parts.values())
 
 
-def _groups(allotments: Seq[Allotment], layout: RaggedLayout) -> list[_Group]:
-    """Sequences by what attends for them: their stack's prefill or decode slot, or the default for short contexts."""
-    members: dict[tuple[int, int], list[int]] = {}
-    ways: dict[tuple[int, int], tuple[Attention, Selector]] = {}
+def _groups(allotments: Seq[Allotment], layout: RaggedLayout, first: bool = True) -> list[_Group]:
+    """Sequences by what attends for them: their stack's prefill or decode slot, or the default for short contexts;
+    `first` says that the step has not asked for them before."""
+    members: dict[tuple[int, int, str], list[int]] = {}
+    ways: dict[tuple[int, int, str], tuple[Attention, Selector]] = {}
     for s, allotment in enumerate(allotments):
         stack = allotment.sequence.stack
         phase = "decode" if allotment.sequence.decoding else "prefill"
         # What counts is the whole prompt: however it is cut, the same way attends to all of it.
         context = max(layout.kv_lengths[s], allotment.sequence.num_prompt)
-        attention, selector = f"attention.{phase}", f"selector.{phase}"
+        ends = first and phase == "prefill" and allotment.completes
         way = (
-            (stack.get if context >= stack.min_context(attention) else stack.default)(attention, Attention),
-            (stack.get if context >= stack.min_context(selector) else stack.default)(selector, Selector),
+            stack.choose(f"attention.{phase}", Attention, context, ends),
+            stack.choose(f"selector.{phase}", Selector, context, ends),
         )
-        key = (id(way[0]), id(way[1]))
+        # A method's selector is asked about chunks and decodes apart, since its lists are as long as the longest.
+        key = (id(way[0]), id(way[1]), "" if way[1] is stack.default(f"selector.{phase}", Selector) else phase)
         ways[key] = way
         members.setdefault(key, []).append(s)
     if len(members) == 1:
@@ -165,6 +192,8 @@ class Runner:
         """Capture small steps as CUDA graphs; nothing where a method in force takes part in decode steps, and these
         alone where one takes part in others."""
         if self.device.type != "cuda" or any(self.stack.filled(slot) for slot in _DECODE_SLOTS):
+            return
+        if self.store.bounded:  # where its keys lie, only the host can tell
             return
         attention, selector = self.stack.get("attention.decode", Attention), self.stack.get("selector.decode", Selector)
         if not attention.capturable:

@@ -1,6 +1,7 @@
 """The methods in force: which object fills which slot, and what they mean together."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ class Stack:
             follows them (a prompt that a lossy method needs whole) or on what is no longer there (`Retention`).
         whole_prompts: whether a method needs each prompt in one piece (its `chunking` trait).
         holders: unfinished requests of the engine that have this stack.
+        short_prompts: by method, prompts that were too short for it.
 
     Raises:
         MethodError: an unknown method or option, two methods in one slot, or one that needs the model in one piece.
@@ -43,6 +45,7 @@ class Stack:
         self._ranks = ranks
         self._checkpoint: Checkpoint | None = None
         self._filled: dict[str, Seam] = {}
+        self.short_prompts: Counter[str] = Counter()
         for item in self.methods:
             if not isinstance(item, Seam) or not hasattr(item, "card"):
                 raise MethodError(f"{item!r} is no method of the engine: give a key, or an instance of a method")
@@ -65,7 +68,7 @@ class Stack:
     @staticmethod
     def _check(item: Any, ranks: int) -> None:
         """Refuse a method whose slots or traits the engine could not honour."""
-        key, min_context = item.card.key, item.card.min_context
+        key, min_context = item.card.key, _min_context(item)
         if ranks > 1 and not item.splits:
             raise MethodError(
                 f"{key} needs all heads of the model in one place, and {ranks} ranks hold some each: leave it out, or "
@@ -139,9 +142,7 @@ class Stack:
         """The fingerprint for a prompt of this length: it says too which lossy methods a short context keeps out."""
         if not self.fingerprint:
             return ""
-        sides = "".join(
-            str(int(prompt_length >= item.card.min_context)) for item in self.methods if not item.card.exact
-        )
+        sides = "".join(str(int(prompt_length >= _min_context(item))) for item in self.methods if not item.card.exact)
         return f"{self.fingerprint}:{sides}"
 
     def num_shareable(self, sequence: Sequence) -> int:
@@ -199,7 +200,25 @@ class Stack:
     def min_context(self, slot: str) -> int:
         """Tokens of context below which the slot's default runs instead of its method."""
         found = self._filled.get(slot)
-        return 0 if found is None else found.card.min_context  # type: ignore[attr-defined]
+        return 0 if found is None else _min_context(found)
+
+    def choose(self, slot: str, kind: type[S], context: int, ends_prompt: bool) -> S:
+        """What fills a slot for so many tokens of context: its default where these are too few for the method.
+
+        Args:
+            slot, kind: as for `get`.
+            context: tokens of the sequence.
+            ends_prompt: whether this is the step that a prompt ends with, so that each is counted once.
+        """
+        if context >= self.min_context(slot):
+            return self.get(slot, kind)
+        if ends_prompt:
+            self.short_prompts[self._filled[slot].card.key] += 1  # type: ignore[attr-defined]
+        return self.default(slot, kind)
+
+
+def _min_context(item: Any) -> int:
+    return item.card.min_context if item.min_context is None else item.min_context
 
 
 def why_for_all(item: Any) -> str:

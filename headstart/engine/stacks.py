@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
+from headstart.engine.seams import KVLayout
 from headstart.engine.speculation import refuse_unverifiable
 from headstart.engine.stack import Stack
 from headstart.errors import HeadstartError, InvalidRequestError, MethodError
@@ -90,6 +91,9 @@ class Stacks:
         # A method of the whole engine stands in all of them.
         for item in {id(item): item for stack in stacks for item in stack.methods}.values():
             found.setdefault(item.card.key, Counter()).update(item.counters())
+        for stack in stacks:
+            for key, short in stack.short_prompts.items():
+                found.setdefault(key, Counter())["short_prompts"] += short
         return {key: dict(counts) for key, counts in found.items() if counts}
 
     def _check(self, stack: Stack) -> None:
@@ -98,6 +102,13 @@ class Stacks:
             raise MethodError("a method that drops keys cannot run on a model with sliding windows")
         if stack.filled("drafter"):
             refuse_unverifiable(stack)
+        layout: Any = stack.get("kv_layout", KVLayout)
+        for item in [] if layout.movable else stack.methods:
+            if {"retention", "prefill"} & set(item.slots) or item.card.chunking == "whole":
+                raise MethodError(
+                    f"{layout.card.key} drops keys by a rule of its own, and {item.card.key} counts on all of them: "
+                    "use one of them"
+                )
         for item in stack.methods if self._narrow_keys else ():
             if any(slot.startswith(_READ_KEYS) for slot in item.slots):
                 raise MethodError(

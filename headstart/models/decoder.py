@@ -16,9 +16,13 @@ from headstart.models.layers import Embedding, Linear, Quantized, RMSNorm, Summe
 from headstart.models.parallel import ALONE, Ranks
 from headstart.models.rope import Rope
 from headstart.ops.activation import gated
+from headstart.ops.attention.reach import Reach
 from headstart.ops.linear import linear
 from headstart.ops.moe import empty_experts, mix_experts, route
 from headstart.ops.rotary import HeadNorms, RotaryRows, apply_rotary, rotary_rows, rotate_heads
+
+# Rows whose inner activations of a feed-forward block are there at a time: more bring a GPU nothing.
+_MLP_ROWS = 16384
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class AttentionSpec:
         scale: factor on query-key products.
         window: how many tokens a query sees, itself included; None is all before it.
         softcap: scores become `softcap * tanh(score / softcap)`; None leaves them.
+        reach: which blocks a query sees by their places alone, where training is to know it; None is all.
     """
 
     layer: int
@@ -41,6 +46,7 @@ class AttentionSpec:
     scale: float
     window: int | None
     softcap: float | None
+    reach: Reach | None = None
 
 
 class Attend(Protocol):
@@ -144,6 +150,16 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """`[T, hidden]` → `[T, hidden]`, added to `onto [T, hidden]` if given, whose place it may take."""
+        if len(x) > _MLP_ROWS and not torch.is_grad_enabled():
+            # A long chunk's inner activations would take more memory than anything else (Qwen2.5-1M, arXiv 2501.15383).
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
+            for first in range(0, len(x), _MLP_ROWS):
+                rows = slice(first, first + _MLP_ROWS)
+                out[rows] = self._of_rows(x[rows], None if onto is None else onto[rows])
+            return out
+        return self._of_rows(x, onto)
+
+    def _of_rows(self, x: Tensor, onto: Tensor | None) -> Tensor:
         if isinstance(self.gate_up, Linear):
             inner = self.gate_up.gated(x, self.activation)
         else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headstart.engine.seams.base import Seam
 from headstart.models.decoder import Attend
-from headstart.ops.attention import RaggedLayout, Selection, paged_attention
+from headstart.ops.attention import AnySelection, RaggedLayout, paged_attention
 
 if TYPE_CHECKING:
     from headstart.engine.batch import TokenBatch
@@ -69,7 +69,7 @@ class Attention(Seam, ABC):
         keys: Tensor,
         values: Tensor,
         layout: RaggedLayout,
-        selection: Selection | None,
+        selection: AnySelection | None,
     ) -> tuple[Tensor, Tensor]:
         """`q [T, H, D]`, `keys, values [P, page_size, Hkv, D]` → `out [T, H, D]`, `lse [T, H]` float32."""
 
@@ -99,7 +99,7 @@ class PagedAttention(Attention):
         keys: Tensor,
         values: Tensor,
         layout: RaggedLayout,
-        selection: Selection | None,
+        selection: AnySelection | None,
     ) -> tuple[Tensor, Tensor]:
         return paged_attention(
             q,
@@ -119,14 +119,15 @@ class Selector(Seam, ABC):
     slots = ("selector.prefill", "selector.decode")
 
     @abstractmethod
-    def select(self, spec: "AttentionSpec", q: Tensor, keys: Tensor, layout: RaggedLayout) -> Selection | None:
-        """Pages per sequence, query block and KV head; None looks at all."""
+    def select(self, spec: "AttentionSpec", q: Tensor, keys: Tensor, layout: RaggedLayout) -> AnySelection | None:
+        """Pages per sequence, query block and KV head (`Selection`), or lists of blocks and lines per KV head or query
+        head (`KeyBlocks`); None looks at all. `layout.owners` says whose rows they are."""
 
 
 class EveryKey(Selector):
     """Look at all keys: the default."""
 
-    def select(self, spec: "AttentionSpec", q: Tensor, keys: Tensor, layout: RaggedLayout) -> Selection | None:
+    def select(self, spec: "AttentionSpec", q: Tensor, keys: Tensor, layout: RaggedLayout) -> AnySelection | None:
         return None
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from headstart.ops.attention.choice import Kind, choices_of
 from headstart.ops.attention.launch import SHORT, Launch, empty_like, plan
-from headstart.ops.attention.layout import KeyBlocks, RaggedLayout
+from headstart.ops.attention.layout import RaggedLayout
 from headstart.ops.attention.library import DENSE, Dense, attend_alone, attend_chunks
+from headstart.ops.attention.selection import KeyBlocks
 from headstart.ops.attention.shape import Shape
 
 # Shorter chunks are the kernel's: the library takes long to prepare for lengths that it has not met.

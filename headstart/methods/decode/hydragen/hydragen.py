@@ -95,7 +95,7 @@ class Hydragen(Attention):
         return shared_attention(q, keys, values, parts, scale=spec.scale, softcap=spec.softcap)
 
     def form_of(self, layout: RaggedLayout) -> int:
-        return int(self._planned(layout).segments != [])
+        return int(len(layout.query_lengths) > 1 and self._planned(layout).segments != [])
 
     def hold(self, layout: RaggedLayout, form: int) -> None:
         layout.routes[self] = None
@@ -111,7 +111,9 @@ class Hydragen(Attention):
 
     def _parts(self, layout: RaggedLayout) -> SharedKeys | None:
         """How a step's keys fall into parts, worked out in the first layer; None where all are read as ever."""
-        if self not in layout.routes:
+        if self not in layout.routes and len(layout.query_lengths) == 1:
+            layout.routes[self] = None
+        elif self not in layout.routes:
             plan = self._planned(layout)
             layout.routes[self] = plan.parts(layout) if plan.segments else None
         return layout.routes[self]

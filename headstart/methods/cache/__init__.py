@@ -1,0 +1,1 @@
+"""Methods that keep and reuse keys and values."""
