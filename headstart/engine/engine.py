@@ -27,7 +27,7 @@ from headstart.engine.request import Request, Sequence
 from headstart.engine.rows import HiddenRows
 from headstart.engine.runner import Runner
 from headstart.engine.sampler import Sampled, Sampler
-from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Retention, Verifier
+from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Prefill, Retention, Verifier
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.stats import EngineStats
@@ -112,6 +112,7 @@ class Engine:
         self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts, line)
         if self._speculation is not None:
             self.planner.guesses = self._speculation.plan
+        self.stack.get("prefill", Prefill).allocated(self.store, len(layers))
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
         self.sampler = Sampler(

@@ -6,12 +6,12 @@ from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.args import EngineArgs
 from headstart.engine.detokenizer import Detokenizer
 from headstart.engine.grammar import GrammarCompiler
-from headstart.engine.intake import Prompt, read_prompt
+from headstart.engine.intake import Prompt, Span, read_prompt
 from headstart.engine.outputs import RequestMetrics
 from headstart.engine.params import SamplingParams
 from headstart.engine.pooling import Pooler
 from headstart.engine.request import Request, Sequence
-from headstart.engine.seams import PromptRule, Tokenization
+from headstart.engine.seams import Prefill, PromptRule, Tokenization
 from headstart.engine.stack import Stack
 from headstart.engine.watch import namespace_of, tenant_digest
 from headstart.errors import InvalidRequestError
@@ -36,6 +36,7 @@ class Preparation:
         self._tokenizer = checkpoint.tokenizer
         self._vocab_size = checkpoint.config.vocab_size
         self._tokenization = stack.get("tokenization", Tokenization)
+        self._prefill = stack.get("prefill", Prefill)
         self._prompt_rule = stack.optional("prompt_rule", PromptRule)
         self.grammars: GrammarCompiler | None = None
         if self._tokenizer is not None:
@@ -62,9 +63,9 @@ class Preparation:
     ) -> Request:
         """Turn a prompt into a request, as `Engine.prepare` says."""
         arrived = time.monotonic() if arrival_time is None else arrival_time
-        text, ids = read_prompt(prompt, self._tokenizer, self._tokenization, self._vocab_size)
+        text, ids, chunks = read_prompt(prompt, self._tokenizer, self._tokenization, self._vocab_size)
         if self._prompt_rule is not None:
-            ids = self._prompt_rule.rewrite(ids)
+            ids, chunks = self._prompt_rule.rewrite(ids), None
         self._check(ids, params)
         namespace = self._namespace(request_id, len(ids), params, cache_salt)
         room = self._max_model_len - len(ids)
@@ -77,6 +78,8 @@ class Preparation:
             namespace=namespace,
             own_namespace=namespace is not None and not self._args.enable_prefix_caching,
             tenant=tenant_digest(cache_salt),
+            chunks=self._chunks(ids, chunks, params),
+            chunk_namespace=namespace_of(cache_salt, "chunk", self._stack.chunk_identity),
             metrics=RequestMetrics(arrival_time=arrived),
         )
         return self.completed(request)
@@ -106,6 +109,14 @@ class Preparation:
             reuse_salt = self._checkpoint.decoder.reuse_salt(length)
             return namespace_of(cache_salt, self._stack.identity(length), reuse_salt)
         return f"request:{request_id}" if params.generated > 1 else None
+
+    def _chunks(self, ids: list[int], given: list[Span] | None, params: SamplingParams) -> tuple[Span, ...]:
+        """The chunks of a prompt: those given, else what the prefill method takes for such. Whoever wants to know
+        something of every token has none, since the keys of a chunk do not tell it."""
+        if params.prompt_logprobs is not None or params.pooling is not None:
+            return ()
+        found = self._prefill.chunks(ids, self._tokenizer) if given is None else given
+        return tuple(span for span in found if span[0] < span[1])
 
     def _check(self, ids: list[int], params: SamplingParams) -> None:
         """Refuse what can never be served, with its numbers."""

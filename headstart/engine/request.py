@@ -140,6 +140,8 @@ class Request:
         namespace: under which its keys are shared; None shares nothing.
         own_namespace: whether the namespace ends with the request.
         tenant: the digest of whose it is.
+        chunks: (start, end) of the parts of the prompt that are likely to come again in others, ascending.
+        chunk_namespace: under which the keys of such parts are shared.
         pooler: makes the prompt's embedding; None generates.
         num_sent: per output, the tokens and characters already handed out to a stream of deltas.
         closed: the outputs whose end such a stream has been told.
@@ -154,6 +156,8 @@ class Request:
     own_namespace: bool
     metrics: RequestMetrics
     tenant: str = ""
+    chunks: tuple[tuple[int, int], ...] = ()
+    chunk_namespace: str | None = None
     sequences: list[Sequence] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     prompt_done: bool = False

@@ -70,11 +70,29 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """Questions over documents that recur in other combinations: time to first token and right answers, beside a full
+    prefill, the cache of prefixes, and plain reuse of the documents' keys.
+
+    Args:
+        documents: in each prompt.
+        tokens: of each document.
+        pool: documents in all.
+        questions: asked in each round.
+    """
+
+    documents: int = 6
+    tokens: int = 512
+    pool: int = 18
+    questions: int = 24
+
+
+@dataclass(frozen=True)
 class Rig:
     """A training method on the rig, whose arms its classmethod `rig_bench` names, with paired seeds."""
 
 
-Workload = OfflineLengths | Load | Quality | Rig
+Workload = OfflineLengths | Load | Quality | Reuse | Rig
 
 
 @dataclass(frozen=True)

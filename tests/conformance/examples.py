@@ -62,6 +62,9 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 
 
 EXAMPLES: dict[str, Example] = {
+    "cacheblend": Example(
+        ("ratio=0.4,mark=none,longest=6", "mark=none,longest=9"), dense="ratio=1,mark=none,longest=6"
+    ),
     "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),

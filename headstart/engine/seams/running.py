@@ -12,8 +12,10 @@ from headstart.models.decoder import Attend
 from headstart.ops.attention import RaggedLayout, Selection, paged_attention
 
 if TYPE_CHECKING:
+    from headstart.checkpoints.tokenizer import Tokenizer
     from headstart.engine.batch import TokenBatch
     from headstart.engine.planner import StepPlanner
+    from headstart.engine.seams.cache import KVStore
     from headstart.models.decoder import AttentionSpec, Decoder
     from headstart.models.layers import Linear
 
@@ -100,6 +102,14 @@ class AmongAttend(Attend, Protocol):
     rows: Seq[Tensor]
     keys: Seq[Tensor]
 
+    def keep(self, spec: "AttentionSpec", k: Tensor, v: Tensor) -> None:
+        """Write the rows' keys and values, both `[R, Hkv, D]`, without attending."""
+        ...
+
+    def attend(self, spec: "AttentionSpec", q: Tensor) -> Tensor:
+        """`q [R, H, D]` → `[R, H, D]`, over keys that are written already."""
+        ...
+
     def keys_of(self, spec: "AttentionSpec", s: int) -> Tensor:
         """`[N, Hkv, D]`, the chosen keys of sequence s, once the layer has attended."""
         ...
@@ -125,6 +135,10 @@ class StepAttend(Attend, Protocol):
         the layer's keys of all rows. A count of 0 leaves a sequence out; they are not all 0."""
         ...
 
+    def part(self, batch: "TokenBatch") -> "StepAttend":
+        """The same for a part of the step's batch (`TokenBatch.part`), whose rows are then all there are."""
+        ...
+
     def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> AmongAttend:
         """Attend with other rows than the step's, over some of the keys, exactly.
 
@@ -142,6 +156,18 @@ class Prefill(Seam, ABC):
 
     slots = ("prefill",)
     splits = False
+
+    def allocated(self, store: "KVStore", num_layers: int) -> None:
+        """Told once where keys are kept, when that memory has been taken."""
+        return
+
+    def chunks(self, token_ids: list[int], tokenizer: "Tokenizer | None") -> list[tuple[int, int]]:
+        """Which parts of a prompt are likely to come again in others, asked where the request does not say.
+
+        Returns:
+            (start, end) of each, ascending, apart from one another.
+        """
+        return []
 
     @abstractmethod
     def forward(self, decoder: "Decoder", batch: "TokenBatch", attend: StepAttend) -> Tensor:

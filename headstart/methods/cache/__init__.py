@@ -1,0 +1,1 @@
+"""Keeping and reusing keys and values."""
