@@ -17,6 +17,7 @@ from headstart.cli.eval import evaluate
 from headstart.cli.export import export
 from headstart.cli.generate import generate
 from headstart.cli.ledger import app as ledger
+from headstart.cli.library import app as library
 from headstart.cli.methods import methods
 from headstart.cli.plan import plan
 from headstart.cli.serve import serve
@@ -42,6 +43,7 @@ app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 app.add_typer(ledger, name="ledger")
 app.add_typer(data, name="data")
+app.add_typer(library, name="library")
 app.command()(train)
 app.command()(export)
 

@@ -87,7 +87,6 @@ class TokenBatch:
         )
         return rows.batch(layout, list(allotments), drawn)
 
-
     def part(self, sequences: Seq[int]) -> "tuple[TokenBatch, Tensor]":
         """Some of the sequences, ascending, as a batch of their own, and int64: which of this batch's `logit_rows` are
         its."""

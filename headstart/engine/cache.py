@@ -153,9 +153,9 @@ class PagedKVStore(KVStore):
     def tier_traffic(self) -> tuple[int, int]:
         return (0, 0) if self.tiers is None else (self.tiers.spilled, self.tiers.restored)
 
-    def flush(self) -> None:
+    def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         if self.tiers is not None:
-            self.tiers.flush(self._cached(), _FLUSH_SECONDS)
+            self.tiers.flush(self._cached(), seconds)
 
     def _cached(self) -> Iterator[tuple[list[bytes], Tensor]]:
         """Everything in the prefix tree, what was used last first, and nothing before what stands above it."""

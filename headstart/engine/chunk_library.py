@@ -17,7 +17,7 @@ from torch import Tensor
 from headstart.engine.cache import Lease, PagedKVStore
 from headstart.engine.radix import Tokens
 from headstart.engine.seams import KVStore
-from headstart.engine.tiers import Tiers
+from headstart.engine.tiers import Tiers, page_keys, root_key
 
 LayerKeys = tuple[Tensor, Tensor]
 """Keys and values of a layer, each `[C, Hkv, D]`."""
@@ -136,6 +136,7 @@ class ChunkLibrary:
             computed since nobody had the same under the same identity (`chunks computed`), or since what came was not
             what had been written (`chunks damaged`), and those of the computed ones for which there was no room
             (`chunks not kept`).
+        record: takes the files of the pages of every chunk that is opened; None leaves that.
         layer_seconds: how long it took to read the last layer that came from a lower tier.
     """
 
@@ -144,6 +145,7 @@ class ChunkLibrary:
         self.store: PagedKVStore = store  # type: ignore[assignment]
         self.num_layers = num_layers
         self.counts: Counter[str] = Counter()
+        self.record: list[str] | None = None
         self.layer_seconds = 0.0
         self.compute_now: Compute
         self._reader: ThreadPoolExecutor | None = None
@@ -213,6 +215,9 @@ class ChunkLibrary:
         padded = np.full(-(-len(ids) // size) * size, _NOTHING, dtype=np.int32)
         padded[: len(ids)] = ids
         lease = self.store.held(namespace, padded)
+        if self.record is not None and self.store.tiers is not None:
+            keys = page_keys(root_key(self.store.tiers.model, namespace), padded, size)
+            self.record += [self.store.tiers.file_of(key) for key in keys]
         if lease.reserve(len(padded)):
             return Chunk(self, ids, padded, lease)
         lease.release()

@@ -69,6 +69,4 @@ def marked(token_ids: Sequence[int], tokenizer: Tokenizer, mark: re.Pattern[str]
 
 def no_longer_than(spans: Sequence[Span], most: int) -> list[Span]:
     """The same parts, cut where they are longer than `most` tokens."""
-    return [
-        (at, min(at + most, end)) for start, end in spans for at in range(start, end, most)
-    ]
+    return [(at, min(at + most, end)) for start, end in spans for at in range(start, end, most)]

@@ -27,6 +27,8 @@ _MAGIC = b"HSKVPG02"
 _CHECKSUM_BYTES = 16
 _NAME = re.compile(r"[0-9a-f]{48}\.kv")
 _MODEL = re.compile(r"[0-9a-f]{16}")
+CATALOGUE = "library.json"
+"""A list of documents whose pages lie here, which others keep beside them."""
 _UNFINISHED = re.compile(r"\.[0-9a-f]{48}\.(\d+)\.tmp")
 # What waits to be written takes at most this much memory; beyond it pages are dropped, for the engine must not wait.
 _QUEUE_BYTES = 256 * 2**20
@@ -50,9 +52,7 @@ class DiskTier:
         HeadstartError: the directory cannot be made or written, or the limit is below one file's size.
     """
 
-    def __init__(
-        self, path: Path, limit: int, model: str, page_bytes: int, parts: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, path: Path, limit: int, model: str, page_bytes: int, parts: Sequence[int] | None = None) -> None:
         self._root, self._limit, self._page_bytes = path, limit, page_bytes
         sizes = [page_bytes] if parts is None else list(parts)
         self._parts = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
@@ -145,8 +145,7 @@ class DiskTier:
         self._writer.join(max(0.0, deadline - time.monotonic()))
 
     def _place(self, key: bytes) -> Path:
-        name = key.hex()
-        return self._own / name[:2] / f"{name}.kv"
+        return self._own / page_file(key)
 
     def _scan(self) -> None:
         """Find what earlier processes have left."""
@@ -169,7 +168,7 @@ class DiskTier:
                         path.unlink(missing_ok=True)
             elif depth == 3 and _NAME.fullmatch(path.name) and _MODEL.fullmatch(path.parts[-3]):
                 found.append((status.st_mtime, path, status.st_size))
-            else:
+            elif path != self._root / CATALOGUE:
                 foreign.append(path)
         if foreign:
             log.warning("ignored %d files in the disk tier that are not its own, such as %s", len(foreign), foreign[0])
@@ -251,6 +250,12 @@ class DiskTier:
                 self._total -= size
             with contextlib.suppress(OSError):
                 place.unlink(missing_ok=True)
+
+
+def page_file(key: bytes) -> str:
+    """Where a page lies within its model's directory."""
+    name = key.hex()
+    return f"{name[:2]}/{name}.kv"
 
 
 def _checksum(key: bytes, part: bytes) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.engine.disk_tier import DiskTier
+from headstart.engine.disk_tier import DiskTier, page_file
 from headstart.engine.seams import LayerKV
 from headstart.errors import HeadstartError
 
@@ -183,15 +183,17 @@ class Tiers:
         HeadstartError: the disk tier's directory cannot be used, or a limit cannot be had or is below one page.
     """
 
-    def __init__(
-        self, spec: TierSpec, model: bytes, page_bytes: int, parts: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, spec: TierSpec, model: bytes, page_bytes: int, parts: Sequence[int] | None = None) -> None:
         self.model = model
         sizes = [page_bytes] if parts is None else list(parts)
         self._parts = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
         self.spilled = self.restored = 0
         self._memory = None if spec.cpu is None else MemoryTier(spec.cpu, page_bytes)
         self._disk = None if spec.disk is None else DiskTier(*spec.disk, model.hex()[:16], page_bytes, sizes)
+
+    def file_of(self, key: bytes) -> str:
+        """Where a page lies in the disk tier's directory."""
+        return f"{self.model.hex()[:16]}/{page_file(key)}"
 
     def __contains__(self, key: bytes) -> bool:
         return (self._memory is not None and key in self._memory) or (self._disk is not None and key in self._disk)

@@ -88,7 +88,7 @@ class CacheBlend(EveryLayer):
         self.ratio, self.gradual, self.mark, self.longest = ratio, gradual, mark, longest
         self._pattern = None if mark is None else pattern(mark, "cacheblend")
         self._counts: Counter[str] = Counter()
-        self._library: ChunkLibrary
+        self.library: ChunkLibrary
 
     @classmethod
     def bench(cls) -> "MethodBench":
@@ -98,11 +98,11 @@ class CacheBlend(EveryLayer):
         return MethodBench((), (Reuse(),), ("TTFT", "answers right"))
 
     def allocated(self, store: KVStore, num_layers: int) -> None:
-        self._library = ChunkLibrary(store, num_layers)
+        self.library = ChunkLibrary(store, num_layers)
 
     def counters(self) -> dict[str, int]:
         """What became of chunks (`ChunkLibrary.counts`), and tokens of them per layer that were computed anew."""
-        return dict(self._library.counts + self._counts)
+        return dict(self.library.counts + self._counts)
 
     def chunks(self, token_ids: list[int], tokenizer: "Tokenizer | None") -> list[tuple[int, int]]:
         if self._pattern is None:
@@ -131,7 +131,7 @@ class CacheBlend(EveryLayer):
         sequence = batch.allotments[0].sequence
         spans = sequence.request.chunks
         ids = [sequence.tokens[start:end] for start, end in spans]
-        opened = self._library.open(sequence.request.chunk_namespace, ids, lambda new: read_alone(decoder, new))
+        opened = self.library.open(sequence.request.chunk_namespace, ids, lambda new: read_alone(decoder, new))
         try:
             prompt = _Prompt(decoder, batch, attend, list(zip(spans, opened, strict=True)))
             hidden = self._layers(decoder, prompt)
@@ -159,7 +159,7 @@ class CacheBlend(EveryLayer):
             k, v = attention.keys_values(projected[:, size:], rotary)
             stored = prompt.place(attention.spec, kinds[index])
             if ratio is None:
-                ratio = affordable(self._library.layer_seconds, first) if prompt.loads else LEAST
+                ratio = affordable(self.library.layer_seconds, first) if prompt.loads else LEAST
             kept = prompt.deviating(rows, v, stored, self._count(ratio, index, len(kinds), prompt))
             self._counts["tokens recomputed"] += len(rows)
             self._counts["tokens of chunks"] += len(prompt.places)

@@ -250,10 +250,10 @@ def test_slow_storage_buys_a_higher_ratio(tmp_path: Path) -> None:
     method = CacheBlend()
     second = engine_with(method, kv_tier=f"disk={tmp_path}:10MB")
 
-    class Slow(type(method._library)):
+    class Slow(type(method.library)):
         layer_seconds = property(lambda self: 1e9, lambda self, value: None)
 
-    method._library.__class__ = Slow
+    method.library.__class__ = Slow
     assert_same(serve(second, [PROMPT], ASKED), [plain(PROMPT)], "slow storage")
     assert second.stats().methods["cacheblend"]["chunks loaded"] == 3
 
