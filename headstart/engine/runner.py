@@ -112,13 +112,12 @@ class AmongAttention:
 
     def attend(self, spec: AttentionSpec, q: Tensor) -> Tensor:
         """Attend over keys that are written, as `AmongAttend` says."""
-        values = self.store.layer(spec.layer)[1].flatten(0, 1)
         parts = []
         for s, part in enumerate(q.split([len(rows) for rows in self.rows])):
             out, _ = attention_among(
                 part,
                 self.keys_of(spec, s),
-                values[self._read[s]],
+                self.values_of(spec, s),
                 self.rows[s],
                 self.keys[s],
                 scale=spec.scale,
@@ -131,6 +130,10 @@ class AmongAttention:
     def keys_of(self, spec: AttentionSpec, s: int) -> Tensor:
         """`[N, Hkv, D]`, the chosen keys of sequence s at a layer."""
         return self.store.layer(spec.layer)[0].flatten(0, 1)[self._read[s]]
+
+    def values_of(self, spec: AttentionSpec, s: int) -> Tensor:
+        """`[N, Hkv, D]`, their values."""
+        return self.store.layer(spec.layer)[1].flatten(0, 1)[self._read[s]]
 
 
 def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack) -> list[_Group]:

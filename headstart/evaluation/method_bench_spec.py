@@ -79,12 +79,14 @@ class Reuse:
         tokens: of each document.
         pool: documents in all.
         questions: asked in each round.
+        plain: the stack that reuses the keys and does nothing for quality.
     """
 
     documents: int = 6
     tokens: int = 512
     pool: int = 18
     questions: int = 24
+    plain: str = "cacheblend:ratio=0"
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,10 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 
 
 EXAMPLES: dict[str, Example] = {
+    "ape": Example(
+        ("mark=none,longest=6", "mark=none,longest=9,temperature=0.4,scale=0.6"),
+        dense="mark=none,temperature=1,scale=1",
+    ),
     "cacheblend": Example(
         ("ratio=0.4,mark=none,longest=6", "mark=none,longest=9"), dense="ratio=1,mark=none,longest=6"
     ),

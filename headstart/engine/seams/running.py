@@ -111,7 +111,11 @@ class AmongAttend(Attend, Protocol):
         ...
 
     def keys_of(self, spec: "AttentionSpec", s: int) -> Tensor:
-        """`[N, Hkv, D]`, the chosen keys of sequence s, once the layer has attended."""
+        """`[N, Hkv, D]`, the chosen keys of sequence s, once they are written."""
+        ...
+
+    def values_of(self, spec: "AttentionSpec", s: int) -> Tensor:
+        """`[N, Hkv, D]`, their values."""
         ...
 
 
