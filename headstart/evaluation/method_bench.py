@@ -22,7 +22,17 @@ from headstart.evaluation.ledger_sources import source_digests
 from headstart.evaluation.load.result import LoadResult
 from headstart.evaluation.machine import MachinePeaks, describe_machine, measure_peaks
 from headstart.evaluation.method_bench_load import LoadRun
-from headstart.evaluation.method_bench_spec import Load, MethodBench, OfflineLengths, Quality, Rig, Workload, bench_of
+from headstart.evaluation.method_bench_spec import (
+    Load,
+    MethodBench,
+    OfflineLengths,
+    Quality,
+    Reuse,
+    Rig,
+    Workload,
+    bench_of,
+)
+from headstart.evaluation.reuse_bench import ReuseRun
 from headstart.evaluation.sides import BenchmarkError
 from headstart.methods import registry
 
@@ -235,6 +245,8 @@ class _Bench:
             self._under_load(workload, subject, measured)
         elif isinstance(workload, Quality):
             self._quality(workload, subject, measured)
+        elif isinstance(workload, Reuse):
+            self._reuse(workload, subject, measured)
 
     def _over_lengths(self, workload: OfflineLengths, subject: Subject, measured: Measured) -> None:
         settings = self.settings
@@ -296,6 +308,26 @@ class _Bench:
         run = QualityRun(subject, contenders, ask, settings.threads or subject.threads, self.reporter)
         found = run.run()
         measured.rows += found.rows
+        measured.notes += found.notes
+        measured.versions |= found.versions
+        measured.partial = found.partial
+
+    def _reuse(self, workload: Reuse, subject: Subject, measured: Measured) -> None:
+        settings = self.settings
+        if settings.quick:
+            workload = replace(workload, documents=3, tokens=64, pool=6, questions=2)
+        run = ReuseRun(
+            subject=subject,
+            contenders=self.contenders,
+            reuse=workload,
+            repeats=settings.repeats or (2 if settings.quick else _ROUNDS),
+            seed=settings.seed,
+            threads=settings.threads or subject.threads,
+            reporter=self.reporter,
+        )
+        found = run.run()
+        measured.rows += found.rows
+        measured.ratios += found.ratios
         measured.notes += found.notes
         measured.versions |= found.versions
         measured.partial = found.partial

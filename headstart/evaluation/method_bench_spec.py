@@ -85,7 +85,7 @@ class Reuse:
     documents: int = 6
     tokens: int = 512
     pool: int = 18
-    questions: int = 24
+    questions: int = 4
     plain: str = "cacheblend:ratio=0"
 
 

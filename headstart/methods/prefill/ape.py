@@ -89,8 +89,8 @@ class Places:
         source="abstract and the paper's section on efficiency",
     ),
     composes="Any scheduler that leaves prompts whole, lower tiers of the cache (`--kv-tier`).",
-    conflicts="""`cacheblend` (the other cure for the same problem), models with sliding windows or capped scores, methods
-    that attend in another way, which do not run where there are contexts; the cache of prefixes.""",
+    conflicts="""`cacheblend` (the other cure for the same problem), models with sliding windows or capped scores,
+    methods that attend in another way, which do not run where there are contexts; the cache of prefixes.""",
 )
 class APE(EveryLayer):
     """Computes the cache of each retrieved context alone, once, and gives all contexts the same positions. Attention
