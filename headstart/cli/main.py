@@ -12,7 +12,7 @@ from headstart import __version__
 from headstart.cli.bench import app as bench
 from headstart.cli.chat import chat
 from headstart.cli.data import app as data
-from headstart.cli.demo import demo
+from headstart.cli.demo import app as demo
 from headstart.cli.eval import evaluate
 from headstart.cli.export import export
 from headstart.cli.generate import generate
@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
+app.add_typer(demo, name="demo")
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
