@@ -5,6 +5,7 @@ keys depend on, evicted with the rest, and in the lower tiers when its pages are
 layer by layer, in a thread beside the model.
 """
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,6 +27,14 @@ Compute = Callable[[list[list[int]]], list[list[LayerKeys]]]
 
 # No token has this id: it fills the last page of a chunk.
 _NOTHING = -1
+
+
+def namespace_behind(namespace: str | None, beginning: Sequence[int], salt: str = "") -> str | None:
+    """The namespace of chunks that are read behind some beginning of the prompt, which decides their keys; `salt` is
+    what else does."""
+    if namespace is None or not (beginning or salt):
+        return namespace
+    return f"{namespace}:{hashlib.sha256(repr((list(beginning), salt)).encode()).hexdigest()[:32]}"
 
 
 class Chunk:

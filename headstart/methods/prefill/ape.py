@@ -1,6 +1,5 @@
 """APE (arXiv 2502.05431): contexts read in parallel behind one beginning, weighed by a temperature and a scale."""
 
-import hashlib
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.batch import TokenBatch
-from headstart.engine.chunk_library import ChunkLibrary, LayerKeys
+from headstart.engine.chunk_library import ChunkLibrary, LayerKeys, namespace_behind
 from headstart.engine.chunk_marks import marked, no_longer_than, pattern
 from headstart.engine.chunk_prefill import read_alone
 from headstart.engine.request import Sequence
@@ -187,11 +186,7 @@ class APE(EveryLayer):
         tokens, first = sequence.tokens, places.bounds[0]
         beginning = tokens[:first]
         prefix = read_alone(decoder, [beginning], length=places.length)[0] if beginning else []
-        name = sequence.request.chunk_namespace
-        if name is not None:
-            # What stands before a context decides its keys, as does the length of the prompt with some RoPEs.
-            said = repr((beginning, decoder.reuse_salt(places.length))).encode()
-            name = f"{name}:{hashlib.sha256(said).hexdigest()[:32]}"
+        name = namespace_behind(sequence.request.chunk_namespace, beginning, decoder.reuse_salt(places.length))
         ids = [tokens[start:end] for start, end in places.contexts]
         opened = self.library.open(name, ids, lambda new: read_alone(decoder, new, prefix, places.length))
         device = decoder.embedding.weight.device
