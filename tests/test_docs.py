@@ -219,11 +219,12 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of a `headstart serve` process with the default model."""
+    """The address of a `headstart serve` process with the default model, and with what a page lets requests choose."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["serve", str(default_checkpoint_path()), "--port", str(port)]
+    (allowing,) = (shown for page in PAGES for shown in commands(page) if "--allow-use" in shown.words)
+    command = ["serve", str(default_checkpoint_path()), "--port", str(port), *allowing.words[3:]]
     with subprocess.Popen(
         [sys.executable, "-m", "headstart.cli.main", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
@@ -336,6 +337,7 @@ def test_limits_and_defaults_on_the_page_of_the_server_are_those_of_the_code() -
         f"| prompts in one request | {protocol.MAX_PROMPTS:,} |",
         f"| `stop` | {protocol.MAX_STOPS} strings of at most {protocol.MAX_STOP_CHARACTERS} characters |",
         f"| `cache_salt` | {protocol.MAX_SALT_CHARACTERS} characters |",
+        f"| `use` | {protocol.MAX_METHODS} methods of at most {protocol.MAX_METHOD_CHARACTERS} characters |",
         f"| `logprobs`, `top_logprobs`, `prompt_logprobs` | {protocol.MAX_LOGPROBS} |",
         f"| requests that run at once | {args.max_num_seqs} |",
         f"| {args.step_tokens} on a CPU, ",

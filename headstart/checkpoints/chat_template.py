@@ -70,7 +70,7 @@ def read_templates(directory: Path, tokenizer_config: dict[str, Any]) -> dict[st
     `tokenizer_config.json` as one string or as a list of named ones.
 
     Raises:
-        CheckpointError: the field in `tokenizer_config.json` is neither.
+        CheckpointError: the field in `tokenizer_config.json` is neither, or a file cannot be read as text.
     """
     found: dict[str, str] = {}
     given = tokenizer_config.get("chat_template")
@@ -90,11 +90,19 @@ def read_templates(directory: Path, tokenizer_config: dict[str, Any]) -> dict[st
             "objects with name and template"
         )
     for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = path.read_text(encoding="utf-8")
+        found[path.stem] = _read(path)
     single = directory / "chat_template.jinja"
     if single.is_file():
-        found["default"] = single.read_text(encoding="utf-8")
+        found["default"] = _read(single)
     return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise CheckpointError(f"the chat template {path} cannot be read: {reason}") from None
 
 
 class _GenerationTag(Extension):

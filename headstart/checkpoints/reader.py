@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.checkpoints.default import default_checkpoint_path
+from headstart.checkpoints.default import default_checkpoint_path, embedded_checkpoints
 from headstart.checkpoints.files import read_json
 from headstart.checkpoints.generation import GenerationConfig
 from headstart.checkpoints.hub import resolve
@@ -20,13 +20,18 @@ from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.errors import CheckpointError
 from headstart.models.config import ModelConfig
 from headstart.models.decoder import Decoder
+from headstart.models.fields import shown
 from headstart.models.parallel import ALONE, Ranks, Share
 
 _RUN_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LISTED = 3
+# Too many of these in a config are found by name and shape, with a better sentence.
+_FEW_WEIGHTS = 10**7
 
 METHOD_FIELD = "headstart_method"
 """The field of `config.json` that names the method that a checkpoint was trained for, with options as `--use` has."""
+BASE_FIELD = "headstart_base"
+"""The field of `config.json` that names a checkpoint of the package whose weights are taken where none are here."""
 
 
 @dataclass
@@ -86,6 +91,7 @@ def load_checkpoint(
     refuse_without_method(raw, str(path), methods)
     config = ModelConfig.from_hf(raw, str(path / "config.json"))
     generation_config = GenerationConfig.from_directory(path, config)
+    _refuse_more_than_the_files_hold(config, path)
     tokenizer = None if skip_tokenizer_init else Tokenizer.from_directory(path)
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, path)
@@ -154,7 +160,7 @@ def run_dtype(dtype: str | torch.dtype, config: ModelConfig) -> torch.dtype:
         return _RUN_DTYPES[name]
     if dtype == "auto":
         raise CheckpointError(
-            f"models cannot run in {name!r}, the dtype in config.json; ask for one of {', '.join(_RUN_DTYPES)}"
+            f"models cannot run in {shown(name)}, the dtype in config.json; ask for one of {', '.join(_RUN_DTYPES)}"
         )
     raise CheckpointError(f"dtype must be auto, {', '.join(_RUN_DTYPES)}, not {name!r}")
 
@@ -174,12 +180,13 @@ def load_weights(decoder: Decoder, directory: Path, parameters: dict[str, Tensor
             or holds NaN or infinity.
     """
     places = pieces(decoder.config)
+    base = _base_paths(decoder.config.raw, directory) if parameters is None else []
     known = places | stacked_pieces(decoder.config)
     parameters = dict(decoder.named_parameters()) if parameters is None else parameters
     wanted = {name: piece for name, piece in places.items() if piece.parameter in parameters}
     filled: set[Piece] = set()
     unexpected: list[str] = []
-    for path in shard_paths(directory):
+    for path in [*base, *shard_paths(directory)]:
         with Shard(path) as shard:
             for name, entry in shard.entries.items():
                 plain = canonical(name)
@@ -205,6 +212,18 @@ def load_weights(decoder: Decoder, directory: Path, parameters: dict[str, Tensor
             )
 
 
+def _base_paths(raw: dict[str, Any], directory: Path) -> list[Path]:
+    """The safetensors files that are read before those of a directory, which may have others of the same tensors."""
+    base, known = raw.get(BASE_FIELD), embedded_checkpoints()
+    if base is None:
+        return []
+    if base not in known:
+        raise CheckpointError(
+            f"{directory / 'config.json'} builds on {base!r}, but the package comes with {', '.join(known)} only"
+        )
+    return shard_paths(known[base])
+
+
 def shard_paths(directory: Path) -> list[Path]:
     """The safetensors files of a directory: those that its index names, or the one file.
 
@@ -216,11 +235,14 @@ def shard_paths(directory: Path) -> list[Path]:
         weight_map = read_json(index_path).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{index_path} has no field 'weight_map', which names the weights files")
-        paths = [directory / Path(str(name)).name for name in sorted(set(weight_map.values()))]
+        others = [name for name in weight_map.values() if not isinstance(name, str)]
+        if others:
+            raise CheckpointError(f"weight_map in {index_path} must name files, not {shown(others[0])}")
+        paths = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
         for path in paths:
-            if not path.is_file():
+            if not os.path.isfile(path):  # not `path.is_file()`, which raises for names that no file can have
                 raise CheckpointError(
-                    f"the weights file {path.name} that {index_path} names is missing; copy it into {directory}"
+                    f"the weights file {shown(path.name)} that {index_path} names is missing; copy it into {directory}"
                 )
         return paths
     if (directory / "model.safetensors").is_file():
@@ -228,6 +250,21 @@ def shard_paths(directory: Path) -> list[Path]:
     other = next((p for pattern in ("*.bin", "*.pth", "*.gguf") for p in directory.glob(pattern)), None)
     found = f" ({other.name} is in a format that is not read; convert it to safetensors)" if other else ""
     raise CheckpointError(f"{directory} has no model.safetensors and no model.safetensors.index.json{found}")
+
+
+def _refuse_more_than_the_files_hold(config: ModelConfig, directory: Path) -> None:
+    """Sizes in a config that no weights stand behind would take any amount of memory before that is found out."""
+    if not any(directory.glob("*.safetensors")):
+        return
+    held = 0
+    for path in [*_base_paths(config.raw, directory), *shard_paths(directory)]:
+        with Shard(path) as shard:
+            held += sum(math.prod(entry.shape) for entry in shard.entries.values())
+    if config.num_matrix_weights > 2 * held + _FEW_WEIGHTS:
+        raise CheckpointError(
+            f"config.json in {directory} describes at least {config.num_matrix_weights:,} weights, but its "
+            f"safetensors files hold {held:,}; they are of different models"
+        )
 
 
 def _name(name_or_path: str | Path | None, path: Path) -> str:

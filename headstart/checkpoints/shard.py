@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import CheckpointError
+from headstart.models.fields import shown
 
 DTYPES = {
     "F64": torch.float64,
@@ -128,7 +129,7 @@ class Shard:
             header = json.loads(self._file.read(length))
             header.pop("__metadata__", None)
             entries = {name: self._entry(name, described, 8 + length) for name, described in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise self._damaged("has a header that is not that of a safetensors file") from None
         for name, entry in entries.items():
             if entry.stop > file_size:
@@ -137,11 +138,13 @@ class Shard:
 
     def _entry(self, name: str, described: dict, data_start: int) -> Entry:
         if described["dtype"] not in DTYPES:
-            raise CheckpointError(f"tensor {name!r} in {self.path} has the unknown dtype {described['dtype']!r}")
+            raise CheckpointError(f"tensor {name!r} in {self.path} has the unknown dtype {shown(described['dtype'])}")
         dtype, shape = DTYPES[described["dtype"]], tuple(described["shape"])
         start, stop = described["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+            raise self._damaged(f"is damaged: the shape or the place of tensor {name!r} is not in whole numbers")
         if stop - start != math.prod(shape) * dtype.itemsize or start < 0:
-            raise self._damaged(f"is damaged: tensor {name!r} of shape {list(shape)} has {stop - start} bytes")
+            raise self._damaged(f"is damaged: tensor {name!r} of shape {shown(list(shape))} has {stop - start} bytes")
         return Entry(dtype, shape, data_start + start, data_start + stop)
 
     def _damaged(self, what: str) -> CheckpointError:

@@ -12,6 +12,7 @@ from headstart.errors import CheckpointError, InvalidRequestError
 
 # From this many characters on, encoding takes long enough for other threads to notice.
 _LONG_TEXT = 4096
+_PROBE = "Once upon a time"
 
 
 class Tokenizer:
@@ -52,16 +53,20 @@ class Tokenizer:
             )
         try:
             inner = InnerTokenizer.from_file(str(path))
-        except Exception as error:
-            raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}") from None
-        # Files may carry the padding and truncation of their training, which would change prompts.
-        inner.no_padding()
-        inner.no_truncation()
+            # Files may carry the padding and truncation of their training, which would change prompts.
+            inner.no_padding()
+            inner.no_truncation()
+            # What a file says of special tokens is first looked at when a text gets them.
+            inner.decode(inner.encode(_PROBE).ids)
+        except BaseException as error:
+            if not (isinstance(error, Exception) or _is_panic(error)):
+                raise
+            raise CheckpointError(f"{path} cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
         config_path = directory / "tokenizer_config.json"
         config = read_json(config_path) if config_path.is_file() else {}
         map_path = directory / "special_tokens_map.json"
         special = (read_json(map_path) if map_path.is_file() else {}) | config
-        return cls(inner, _special_tokens(special), read_templates(directory, config), str(directory))
+        return cls(inner, _special_tokens(special, directory), read_templates(directory, config), str(directory))
 
     @property
     def vocab_size(self) -> int:
@@ -99,6 +104,10 @@ class Tokenizer:
             return self.inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except TypeError:
             raise InvalidRequestError("the prompt is not valid Unicode text", "prompt") from None
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise InvalidRequestError(f"the model's tokenizer fails on this prompt: {error}", "prompt") from None
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Ids to text."""
@@ -143,13 +152,24 @@ class Tokenizer:
         return self.inner.get_added_tokens_decoder()
 
 
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """The entries `bos_token` and the like; each is a string or an object with the string in `content`."""
+def _is_panic(error: BaseException) -> bool:
+    """Whether it is how the library's inner language ends: no `Exception`, so that it would end the engine too."""
+    return type(error).__name__ == "PanicException"
+
+
+def _special_tokens(config: dict[str, Any], directory: Path) -> dict[str, str]:
+    """The entries `bos_token` and the like; each is a string or an object with the string in `content`.
+
+    Raises:
+        CheckpointError: one is half of a surrogate pair, which no text holds.
+    """
     names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
     found: dict[str, str] = {}
     for name in names:
         token = config.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
+            if any("\ud800" <= character <= "\udfff" for character in token):
+                raise CheckpointError(f"{name} of the tokenizer in {directory} is not valid Unicode text")
             found[name] = token
     return found

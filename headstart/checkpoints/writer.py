@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headstart.checkpoints.names import Piece, pieces
-from headstart.checkpoints.reader import Checkpoint
+from headstart.checkpoints.reader import BASE_FIELD, Checkpoint
 from headstart.errors import CheckpointError
 from headstart.models.decoder import Decoder
 
@@ -119,7 +119,7 @@ def _cut(parameter: Tensor, piece: Piece) -> Tensor:
 
 
 def _write_config(decoder: Decoder, directory: Path) -> None:
-    config = dict(decoder.config.raw)
+    config = {name: value for name, value in decoder.config.raw.items() if name != BASE_FIELD}
     field = "torch_dtype" if "torch_dtype" in config else "dtype"
     config[field] = str(decoder.dtype).removeprefix("torch.")
     _write_json(directory / "config.json", config)

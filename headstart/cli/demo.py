@@ -123,7 +123,9 @@ def demo(
         out.print(f"first token after {seconds(again)}, not {seconds(first)}: {first / again:.0f} times sooner")
     picture = _show_picture(llm, hidden, out)
     out.print("\nNext", style="bold")
-    out.print("  headstart demo rag\n  headstart chat\n  headstart serve DIR    your own checkpoint, for any OpenAI client")
+    out.print(
+        "  headstart demo rag\n  headstart chat\n  headstart serve DIR    your own checkpoint, for any OpenAI client"
+    )
     if as_json:
         answers = {"cold": cold.outputs[0].text, "warm": warm.outputs[0].text}
         reports = {"cold": Report.of([cold]).as_dict(), "warm": Report.of([warm]).as_dict()}

@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 
 from headstart import __version__
+from headstart.cli.batch import batch
 from headstart.cli.bench import app as bench
+from headstart.cli.calibrate import calibrate
 from headstart.cli.chat import chat
 from headstart.cli.data import app as data
 from headstart.cli.demo import app as demo
@@ -37,8 +39,10 @@ app.add_typer(demo, name="demo")
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(batch)
 app.command()(methods)
 app.command()(plan)
+app.command()(calibrate)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 app.add_typer(ledger, name="ledger")

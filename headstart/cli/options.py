@@ -92,6 +92,11 @@ class EngineOptions:
         ),
     ] = None
 
+    swap_space: Annotated[
+        int | None,
+        _engine(help="Bytes of host memory for keys of preempted requests. [default: 4 GiB, a tenth of what is free]"),
+    ] = None
+
     async_scheduling: Annotated[
         bool | None,
         _engine(

@@ -117,11 +117,13 @@ def serve(
         headstart serve DIR --port 8080 --api-key SECRET
         headstart serve DIR --tenants tenants.yaml --max-queued-requests 256
         headstart serve Qwen/Qwen2.5-0.5B --use sarathi-serve:chunk=512
+        headstart serve DIR --allow-use lazyllm --allow-use flashattention
         headstart serve DIR --replicas 2
         headstart serve DIR --disaggregate prefill=1,decode=1
     """
     from headstart.engine.waiting import line_of
     from headstart.server.app import create_app
+    from headstart.server.own_methods import OwnMethods
     from headstart.server.run import Tls, bind, run_server
     from headstart.server.tracing import tracing_to
 
@@ -130,6 +132,7 @@ def serve(
     tenants = limits.read(keys)
     tracing = tracing_to(connection.otlp_traces_endpoint)
     line_of(scheduling_policy)
+    OwnMethods(limits.allow_use or ())
     tls = Tls.of(connection.ssl_keyfile, connection.ssl_certfile)
     # The port first: a model can take minutes to load, only to find that nobody could reach it.
     listener = bind(host, port)
@@ -148,6 +151,7 @@ def serve(
         client_timeout=connection.client_timeout,
         allowed_origins=connection.allowed_origins or (),
         tracing=tracing,
+        allow_use=limits.allow_use or (),
     )
     name = app.state.service.model_name
     scheme = "http" if tls is None else "https"

@@ -36,6 +36,15 @@ class LimitOptions:
     )
     max_body_bytes: Annotated[int | None, _limit(min=1, help="Largest request body. [default: 8 MiB]")] = None
     request_timeout: Annotated[float | None, _limit(help="Seconds that a request may take in all.")] = None
+    allow_use: Annotated[
+        list[str] | None,
+        _limit(
+            metavar="METHOD",
+            help="Method that requests may bring for themselves, in their field `use`, with the options that it may "
+            "have, as --use takes it; may be repeated. [default: none]",
+            show_default=False,
+        ),
+    ] = None
     max_queued_requests: Annotated[
         int, _limit(min=1, help="Prompts that may wait for the engine; beyond that the answer is 503.")
     ] = 1024

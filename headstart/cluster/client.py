@@ -137,6 +137,7 @@ class ClusterEngine(EngineClient):
         cache_salt: str | None = None,
         arrival_time: float | None = None,
         written: Sequence[Written] = (),
+        use: Sequence[str] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         self._refuse_if_closed()
         request_id = request_id or uuid4().hex
@@ -146,7 +147,8 @@ class ClusterEngine(EngineClient):
             # An engine that goes on with the request must draw what the first would have drawn.
             sampling_params = replace(sampling_params, seed=randbits(62))
         arrival_time = time.monotonic() if arrival_time is None else arrival_time
-        asked = Submission(0, request_id, prompt, sampling_params, cache_salt, arrival_time, tuple(written))
+        own = None if use is None else tuple(use)
+        asked = Submission(0, request_id, prompt, sampling_params, cache_salt, arrival_time, tuple(written), own)
         self._running[request_id] = None
         try:
             async with aclosing(self._outlive(asked)) as outputs:
@@ -194,6 +196,7 @@ class ClusterEngine(EngineClient):
             cache_salt=asked.cache_salt,
             arrival_time=asked.arrival_time,
             written=written,
+            use=asked.use,
         )
         async with aclosing(outputs):
             async for output in outputs:

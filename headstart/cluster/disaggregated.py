@@ -168,8 +168,9 @@ class DisaggregatedEngine(ClusterEngine):
 
 
 def _divisible(asked: Submission) -> bool:
-    """Whether the answer can be written elsewhere: not where there is none, or where the prompt's rows are wanted."""
-    return asked.params.pooling is None and asked.params.prompt_logprobs is None
+    """Whether the answer can be written elsewhere: not where there is none, where the prompt's rows are wanted, or
+    where methods of its own may keep more than keys."""
+    return asked.params.pooling is None and asked.params.prompt_logprobs is None and asked.use is None
 
 
 def _last(first: RequestOutput, written: Sequence[Written], asked: Submission) -> RequestOutput:

@@ -101,6 +101,8 @@ class SharedKVStore(PagedKVStore):
     ) -> Self:
         if torch.device(device).type != "cpu":
             raise HeadstartError("keys migrate between engines on CPUs; on other devices serve with --replicas")
+        if any(layer.bounded for layer in layers):
+            raise HeadstartError("heads that keep a part of the keys do not migrate: serve with --replicas instead")
         super().allocate(layers, num_pages, page_size, "meta")
         own = Path(tempfile.mkdtemp(prefix="pages-", dir=self.directory))
         made: dict[int, Tensor] = {}

@@ -1,9 +1,13 @@
 """Ledger entries as Markdown: the page of all measurements, and the part of a method's page."""
 
+import base64
+import io
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 
 from headstart.docs.markdown import escape, fenced, table
 from headstart.evaluation.ledger import LedgerEntry
+from headstart.evaluation.plots import steps_figure
 from headstart.evaluation.report import code_line, machine_line
 from headstart.evaluation.report_tables import figure, findings, spread_of, tables, times
 
@@ -80,10 +84,21 @@ def entry_section(entry: LedgerEntry, headline: Sequence[str] = ()) -> str:
     found = findings(entry, headline)
     parts.append(_bullets(found))
     parts += _side_by_side(entry) if entry.kind == "engine" else _pivoted(entry)
+    parts.append(_steps(entry))
     parts.append(f"{escape(machine_line(entry))}; {escape(code_line(entry))}.\n")
     parts.append(_bullets(note for note in entry.notes if note not in found))
     parts.append(f"Measure it again:\n\n{fenced(entry.command, 'sh')}")
     return "\n".join(filter(None, parts))
+
+
+def _steps(entry: LedgerEntry) -> str:
+    """What the steps were made of, as a picture within the page; nothing where there is no library to draw it."""
+    if not entry.timelines or find_spec("matplotlib") is None:
+        return ""
+    data = io.BytesIO()
+    steps_figure(entry.timelines).savefig(data, format="svg", metadata={"Date": None})
+    picture = base64.b64encode(data.getvalue()).decode()
+    return f"![Tokens of every step over time](data:image/svg+xml;base64,{picture})\n"
 
 
 def _anchor(entry: LedgerEntry) -> str:

@@ -27,6 +27,7 @@ _KV_DTYPES = {
 }
 _CPU_CACHE_SHARE = 0.25
 _LARGEST_PAGE = 4096
+_SWAP_BYTES, _SWAP_SHARE = 4 * 2**30, 0.1
 
 
 @dataclass
@@ -51,6 +52,9 @@ class EngineArgs:
         kv_cache_memory: bytes for the cache (default: what `max_num_seqs` full sequences need, but at most a
             quarter of free memory on a CPU, and `gpu_memory_utilization` of the device on a GPU).
         kv_tier: where cached keys go when their pages are wanted, as `cpu=2GB,disk=PATH:10GB` (default: nowhere).
+        swap_space: bytes of the host's memory for keys of preempted sequences, used where copying them there and back
+            costs less than reading the tokens again; 0 always reads again (default: 4 GiB, at most a tenth of what is
+            free).
         gpu_memory_utilization: share of a GPU's memory that weights and cache may take together.
         seed: of the draws of requests that bring no seed of their own.
         scheduling_policy: who is started first: "fcfs" in order of arrival, "priority" by `SamplingParams.priority`,
@@ -79,6 +83,7 @@ class EngineArgs:
     num_pages: int | None = None
     kv_cache_memory: int | None = None
     kv_tier: str | None = None
+    swap_space: int | None = None
     gpu_memory_utilization: float = 0.9
     seed: int = 0
     scheduling_policy: str = "fcfs"
@@ -106,6 +111,8 @@ class EngineArgs:
                 raise HeadstartError(
                     "--kv-tier takes no disk with several ranks: use cpu=SIZE, which each of them takes"
                 )
+        if self.swap_space is not None and (isinstance(self.swap_space, bool) or self.swap_space < 0):
+            raise HeadstartError(f"swap_space must be a number of bytes of at least 0, not {self.swap_space!r}")
         if self.page_size is not None and self.page_size > _LARGEST_PAGE:
             raise HeadstartError(f"page_size must be at most {_LARGEST_PAGE} tokens, not {self.page_size}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -151,6 +158,13 @@ class EngineArgs:
         return found
 
     @property
+    def swap_bytes(self) -> int:
+        """Bytes of the host's memory that keys of preempted sequences may take."""
+        if self.swap_space is not None:
+            return self.swap_space
+        return min(_SWAP_BYTES, int(psutil.virtual_memory().available * _SWAP_SHARE))
+
+    @property
     def step_tokens(self) -> int:
         """The token budget of a step."""
         return self.max_num_batched_tokens or _STEP_TOKENS[torch.device(self.device).type]
@@ -160,29 +174,37 @@ class EngineArgs:
         """Tokens per KV cache page."""
         return self.page_size or _PAGE_SIZE[torch.device(self.device).type]
 
-    def cache_size(self, layers: list[LayerKV], config: ModelConfig, step_bytes: int = 0) -> tuple[int, int]:
+    def cache_size(
+        self, layers: list[LayerKV], config: ModelConfig, step_bytes: int = 0, most: int | None = None
+    ) -> tuple[int, int]:
         """Pages in the cache and the longest sequence, so that one such sequence always fits.
 
         Args:
             layers: what each layer keeps per token.
             config: the model's.
             step_bytes: bytes of a GPU that stay free for the largest step.
+            most: tokens that can be asked for, if not what the model says itself.
 
         Raises:
             HeadstartError: the asked-for length exceeds the model's or the cache's; the sentence has the numbers.
         """
-        asked, most = self.max_model_len, config.max_extended_position
+        asked, most = self.max_model_len, most or config.max_extended_position
         if asked is not None and asked > most:
             raise HeadstartError(
                 f"max_model_len ({asked}) is beyond the {most} positions that the model can tell apart; ask for less"
             )
         length = asked or config.max_position
-        token_bytes = sum(
-            2 * layer.num_kv_heads * layer.head_dim * layer.dtype.itemsize for layer in layers if layer.alias_of is None
-        )
-        page_bytes = token_bytes * self.tokens_per_page
-        pages = self.num_pages or max(1, self._memory(page_bytes, length, step_bytes) // page_bytes)
+        here = [layer for layer in layers if not layer.on_host or self.device == "cpu"]
+        each, spare = self._kept_pages(layers, length)
+        twin_bytes = sum(layer.bounded_bytes for layer in here) * self.tokens_per_page
+        page_bytes = sum(layer.token_bytes for layer in here) * self.tokens_per_page
+        page_bytes += -(-twin_bytes * each // -(-length // self.tokens_per_page))
+        memory = 0 if self.num_pages else self._memory(page_bytes, length, step_bytes) - (spare + 1) * twin_bytes
+        pages = self.num_pages or max(1, memory // page_bytes)
         self._refuse_beyond_memory(pages, page_bytes, step_bytes)
+        self._refuse_beyond_host(
+            pages * self.tokens_per_page, sum(layer.token_bytes for layer in layers if layer.on_host)
+        )
         holds = pages * self.tokens_per_page
         if asked is not None and holds < asked:
             raise HeadstartError(
@@ -190,6 +212,36 @@ class EngineArgs:
                 f"bytes), fewer than max_model_len ({asked}); lower max_model_len or give the cache more memory"
             )
         return pages, min(length, holds)
+
+    def bounded_pages(self, layers: list[LayerKV], num_pages: int, length: int) -> tuple[int, int | None]:
+        """Pages for the heads that keep only what is seen, beside `num_pages` for the others, and the tokens that one
+        sequence may then write in a step; 0 and None where there are no such heads.
+
+        They suffice for as many of the longest sequences as the others do, and for the chunk of a step.
+        """
+        each, spare = self._kept_pages(layers, length)
+        wanted = -(-num_pages * each // -(-length // self.tokens_per_page)) + spare
+        if not each or wanted >= num_pages:
+            return num_pages if each else 0, None
+        return wanted, (spare - 2) * self.tokens_per_page
+
+    def _kept_pages(self, layers: list[LayerKV], length: int) -> tuple[int, int]:
+        """Pages that a bounded head keeps of one sequence, and those of a step's chunk."""
+        reach = next((layer.reach for layer in layers if layer.bounded), None)
+        if reach is None:
+            return 0, 0
+        most = reach.most_pages(length, self.tokens_per_page)
+        return most, -(-self.step_tokens // self.tokens_per_page) + 2
+
+    def _refuse_beyond_host(self, tokens: int, token_bytes: int) -> None:
+        """Layers on the host that its memory cannot hold."""
+        wanted, has = tokens * token_bytes, psutil.virtual_memory().available
+        if wanted > has:
+            raise HeadstartError(
+                f"the layers whose cache lies on the host take {wanted:,} bytes for {tokens} tokens, and {has:,} are "
+                f"available, enough for {has // token_bytes} tokens; set num_pages or kv_cache_memory lower, or leave "
+                "more layers on the device"
+            )
 
     def _refuse_beyond_memory(self, pages: int, page_bytes: int, step_bytes: int) -> None:
         """A cache that the machine cannot hold."""

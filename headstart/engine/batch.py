@@ -84,6 +84,7 @@ class TokenBatch:
             [a.sequence.pages for a in allotments],
             page_size,
             device,
+            [a.sequence for a in allotments],
         )
         return rows.batch(layout, list(allotments), drawn)
 

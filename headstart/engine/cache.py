@@ -6,7 +6,7 @@ private to one lease. A `Lease` is the only way to hold pages; releasing it is t
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -14,13 +14,19 @@ import torch
 from torch import Tensor
 
 from headstart.engine.radix import Node, PrefixTree, Tokens
-from headstart.engine.seams import KVStore, LayerKV, PageLease
+from headstart.engine.ring import TwinPages
+from headstart.engine.seams import KVPart, KVStore, LayerKV, PageLease
 from headstart.engine.tiers import Tiers, page_keys, root_key
+from headstart.errors import MethodError
+from headstart.ops.attention import RaggedLayout
+from headstart.ops.staging import to_device, to_host
 from headstart.ops.write_kv import write_kv
 
 # What a process may take at its end to write down what it has cached.
 _FLUSH_SECONDS = 20.0
 _FLUSH_PAGES = 64
+# What comes up from lower tiers at once, since a step waits for it: some hundredths of a second from a disk.
+_FETCH_BYTES = 32 * 2**20
 
 
 @dataclass(eq=False)
@@ -31,18 +37,41 @@ class Lease(PageLease):
     node: Node | None
     pages: list[int]
     shared: int
+    # The numbers, ascending, of the pages whose twins it holds, and how many pages had one so far.
+    twins: list[int] = field(default_factory=list)
+    reached: int = 0
 
     def __post_init__(self) -> None:
         self.num_cached = self.shared * self.store.page_size
 
-    def reserve(self, length: int) -> bool:
+    def reserve(self, length: int, written: int | None = None) -> bool:
         wanted = -(-length // self.store.page_size) - len(self.pages)
         if wanted > 0:
             taken = self.store.take(wanted, self.pages[-1] + 1 if self.pages else None)
             if taken is None:
                 return False
             self.pages += taken
+        return self.store.twins is None or self._reach(length if written is None else written)
+
+    def _reach(self, written: int) -> bool:
+        """Twins for so many tokens."""
+        assert self.store.twins is not None
+        until = -(-written // self.store.page_size)
+        if not self.store.twins.take(self.pages[self.reached : until]):
+            return False
+        self.twins += range(self.reached, until)
+        self.reached = max(self.reached, until)
         return True
+
+    def advance(self, computed: int) -> None:
+        if self.store.twins is None:
+            return
+        seen = set(self.store.twins.kept(computed).tolist())
+        here = computed // self.store.page_size
+        gone = [number for number in self.twins if number < here and number not in seen]
+        if gone:
+            self.store.twins.let_go([self.pages[number] for number in gone])
+            self.twins = [number for number in self.twins if number >= here or number in seen]
 
     def commit(self, tokens: list[int], computed: int) -> None:
         size, tree = self.store.page_size, self.store.tree
@@ -54,12 +83,18 @@ class Lease(PageLease):
         node, held = tree.insert(self.node, new, own)
         tree.lock(node)
         tree.unlock(self.node)
+        if self.store.twins is not None:
+            holding = set(self.twins)
+            for number, (mine, its) in enumerate(zip(own, held, strict=True), self.shared):
+                if mine != its:
+                    self.store.twins.hand_over(mine, its, number in holding)
         # Where a neighbour was first with the same tokens, its page serves both and ours is free again.
         self.store.give_back([mine for mine, its in zip(own, held, strict=True) if mine != its])
         self.pages[self.shared : whole] = held
         self.node, self.shared = node, whole
 
     def keep(self, offsets: Tensor) -> bool:
+        assert self.store.twins is None, "the engine refuses methods that drop keys beside heads that are bounded"
         wanted = -(-len(offsets) // self.store.page_size)
         if self.shared:
             copies = self.store.take(wanted, None)
@@ -95,23 +130,69 @@ class PagedKVStore(KVStore):
         self._aliases = {index for index, layer in enumerate(layers) if layer.alias_of is not None}
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        for layer in layers:
+        self._bounded: dict[int, KVPart] = {}
+        self._free_heads: dict[int, Tensor] = {}
+        self.twins: TwinPages | None = None
+        for index, layer in enumerate(layers):
             if layer.alias_of is not None:
                 self._keys.append(self._keys[layer.alias_of])
                 self._values.append(self._values[layer.alias_of])
                 continue
-            shape = (num_pages, page_size, layer.num_kv_heads, layer.head_dim)
-            self._keys.append(_zeros(shape, layer.dtype, torch.device(device)))
-            self._values.append(_zeros(shape, layer.dtype, torch.device(device)))
+            shape = (num_pages, page_size, layer.num_kv_heads - len(layer.bounded), layer.head_dim)
+            where = torch.device("cpu" if layer.on_host else device)
+            self._keys.append(_zeros(shape, layer.dtype, where))
+            self._values.append(_zeros(shape, layer.dtype, where))
+            if layer.bounded:
+                self._bound(index, layer, where)
         return self
 
+    def _bound(self, index: int, layer: LayerKV, device: torch.device) -> None:
+        """Take the memory of a layer's bounded heads."""
+        assert layer.reach is not None
+        count = self.num_twins or self.num_pages
+        if self.twins is None:
+            self.twins = TwinPages(layer.reach, self.num_pages, count, self.page_size)
+        if self.twins.reach != layer.reach:
+            raise MethodError("all bounded heads of a model must have the same reach")
+        shape = (count, self.page_size, len(layer.bounded), layer.head_dim)
+        heads = torch.tensor(layer.bounded, device=device)
+        keys, values = (_zeros(shape, layer.dtype, device) for _ in range(2))
+        self._bounded[index] = KVPart(heads, keys, values, True)
+        free = [head for head in range(layer.num_kv_heads) if head not in layer.bounded]
+        self._free_heads[index] = torch.tensor(free, dtype=torch.int64, device=device)
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, each `[P, page_size, Hkv, D]`."""
+        """Keys and values of a layer, each `[P, page_size, Hkv, D]`, without its bounded heads."""
         return self._keys[index], self._values[index]
 
+    def parts(self, index: int) -> list[KVPart]:
+        if index not in self._bounded:
+            return [KVPart(None, *self.layer(index))]
+        free, bounded = self._free_heads[index], self._bounded[index]
+        return [KVPart(free, *self.layer(index)), bounded] if len(free) else [bounded]
+
+    @property
+    def bounded(self) -> bool:
+        return self.twins is not None
+
+    def within(self, layout: RaggedLayout) -> RaggedLayout:
+        assert self.twins is not None
+        return self.twins.within(layout)
+
     def write(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        if index not in self._aliases:
-            write_kv(self._keys[index], self._values[index], k, v, slots)
+        if index in self._aliases:
+            return
+        free = self._free_heads.get(index)
+        if free is not None:
+            k, v = k.index_select(1, free), v.index_select(1, free)
+        if k.shape[1]:
+            there = self._keys[index].device
+            write_kv(self._keys[index], self._values[index], k.to(there), v.to(there), slots.to(there))
+
+    def write_bounded(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        part = self._bounded.get(index)
+        if part is not None and part.heads is not None:
+            write_kv(part.keys, part.values, k.index_select(1, part.heads), v.index_select(1, part.heads), slots)
 
     def open(self, namespace: str | None, tokens: list[int]) -> Lease:
         lease = Lease(self, None, [], 0)
@@ -120,9 +201,15 @@ class PagedKVStore(KVStore):
             ids = np.asarray(tokens[:whole], dtype=np.int32)
             node, pages = self.tree.match(namespace, ids)
             self.tree.lock(node)
-            if self.tiers is not None and len(pages) * self.page_size < whole:
-                node, pages = self._fetch(node, pages, ids[len(pages) * self.page_size :], self.tiers)
+            if self.twins is not None and (stands := self.twins.reusable(pages)) < len(pages):
+                self.tree.unlock(node)
+                node, pages = self.tree.match(namespace, ids[: stands * self.page_size])
+                self.tree.lock(node)
             lease = Lease(self, node, pages, len(pages))
+            if self.twins is not None:
+                seen = self.twins.kept(lease.num_cached)
+                lease.twins, lease.reached = seen[seen < len(pages)].tolist(), len(pages)
+                self.twins.hold([pages[number] for number in lease.twins])
         self._leases.add(lease)
         return lease
 
@@ -147,7 +234,7 @@ class PagedKVStore(KVStore):
 
         self.tiers = tiers
         self.tree.name_pages = name_pages
-        self.tree.leaving = lambda keys, pages: tiers.put(keys, self._gather(pages))
+        self.tree.leaving = lambda keys, pages: tiers.put(keys, self.gather(pages))
 
     @property
     def tier_traffic(self) -> tuple[int, int]:
@@ -170,15 +257,26 @@ class PagedKVStore(KVStore):
             for part in reversed(path):
                 for first in range(0, len(part.pages), _FLUSH_PAGES):
                     chosen = slice(first, first + _FLUSH_PAGES)
-                    yield part.keys[chosen], self._gather(part.pages[chosen])
+                    yield part.keys[chosen], self.gather(part.pages[chosen])
 
-    def _fetch(self, node: Node, pages: list[int], ids: Tokens, tiers: Tiers) -> tuple[Node, list[int]]:
-        """Bring back what the tiers hold of `ids`, which follow the locked `node`; the deepest node then, locked in
-        its place, and the pages of its path."""
+    def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
+        if self.tiers is None or namespace is None:
+            return True
+        whole = (len(tokens) - 1) // self.page_size * self.page_size
+        ids = np.asarray(tokens[:whole], dtype=np.int32)
+        node, pages = self.tree.match(namespace, ids)
+        self.tree.lock(node)
+        done = self._fetch(node, pages, ids[len(pages) * self.page_size :], self.tiers)
+        self.tree.unlock(node)
+        return done
+
+    def _fetch(self, node: Node, pages: list[int], ids: Tokens, tiers: Tiers) -> bool:
+        """Bring back what the tiers hold of `ids`, which follow the locked `node` with its path's pages, as far as it
+        goes at once; whether that is all."""
         assert self.tree.name_pages is not None
         keys: list[bytes] = []
-        room = self.num_available
-        for at in range(0, len(ids), self.page_size):
+        room, most = self.num_available, max(1, _FETCH_BYTES // self.bytes_per_page)
+        for at in range(0, min(len(ids), most * self.page_size), self.page_size):
             (key,) = (
                 page_keys(keys[-1], ids[at : at + self.page_size], self.page_size)
                 if keys
@@ -190,27 +288,24 @@ class PagedKVStore(KVStore):
         found = tiers.get(keys) if keys else []
         taken = self.take(len(found), pages[-1] + 1 if pages else None) if found else None
         if not taken:
-            return node, pages
-        self._scatter(taken, torch.stack(found))
-        deepest, held = self.tree.insert(node, ids[: len(taken) * self.page_size], taken)
-        self.tree.lock(deepest)
-        self.tree.unlock(node)
-        return deepest, pages + held
+            return True
+        self.scatter(taken, torch.stack(found))
+        self.tree.insert(node, ids[: len(taken) * self.page_size], taken)
+        return len(taken) < most or len(ids) <= most * self.page_size
 
     def _pools(self) -> list[Tensor]:
         """Every tensor of keys or values once."""
         return list({tensor.data_ptr(): tensor for tensor in self._keys + self._values}.values())
 
-    def _gather(self, pages: list[int]) -> Tensor:
-        """The bytes of pages `[N, page_bytes]`, uint8 on the CPU."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self._keys[0].device)
-        return torch.cat([pool[index].flatten(1).view(torch.uint8) for pool in self._pools()], 1).cpu()
+    def gather(self, pages: list[int]) -> Tensor:
+        """The bytes of pages `[N, page_bytes]`, uint8 on the CPU: as they are when all steps so far have run."""
+        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        return to_host(torch.cat([pool[index].flatten(1).view(torch.uint8) for pool in self._pools()], 1)).read()
 
-    def _scatter(self, pages: list[int], data: Tensor) -> None:
-        """Write what `_gather` has read to other pages."""
-        device = self._keys[0].device
-        index = torch.tensor(pages, dtype=torch.int64, device=device)
-        data, at = data.to(device), 0
+    def scatter(self, pages: list[int], data: Tensor) -> None:
+        """Write what `gather` has read to other pages."""
+        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        data, at = to_device(data.numpy(), self.device), 0
         for pool in self._pools():
             size = pool[0].numel() * pool.element_size()
             part = data[:, at : at + size].contiguous().view(pool.dtype)
@@ -228,7 +323,7 @@ class PagedKVStore(KVStore):
         places = table[front // self.page_size] * self.page_size + front % self.page_size
         for pages in self._pools():
             flat = pages.flatten(0, 1)
-            flat[places] = flat[slots]
+            flat[places.to(flat.device)] = flat[slots.to(flat.device)]
 
     def drop(self, namespace: str) -> None:
         self.give_back(self.tree.drop(namespace))
@@ -238,10 +333,17 @@ class PagedKVStore(KVStore):
         if lease not in self._leases:
             return
         self._leases.remove(lease)
+        if self.twins is not None:
+            self.twins.let_go([lease.pages[number] for number in lease.twins])
         self.give_back(lease.pages[lease.shared :])
         if lease.node is not None:
             self.tree.unlock(lease.node)
-        lease.pages, lease.shared, lease.node = [], 0, None
+        lease.pages, lease.shared, lease.node, lease.twins, lease.reached = [], 0, None, [], 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pages lie."""
+        return self._keys[0].device
 
     @property
     def num_cached(self) -> int:
@@ -279,8 +381,20 @@ class PagedKVStore(KVStore):
 
     @property
     def bytes_per_page(self) -> int:
-        """Memory of one page over all layers, aliases counted once."""
+        """Memory of one page over all layers, aliases counted once, and bounded heads left out."""
         return sum(self.part_bytes)
+
+    @property
+    def bytes_per_twin(self) -> int:
+        """Memory of one page of the bounded heads over all layers."""
+        parts = self._bounded.values()
+        return sum(pool[0].numel() * pool.element_size() for part in parts for pool in (part.keys, part.values))
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory of all pages that are not free, but for twins that nobody needs."""
+        twins = 0 if self.twins is None else self.twins.num_held
+        return (self.num_pages - self.num_free) * self.bytes_per_page + twins * self.bytes_per_twin
 
     def check(self) -> None:
         """Raise AssertionError unless every page is in exactly one place and the counters agree."""
@@ -291,6 +405,8 @@ class PagedKVStore(KVStore):
         assert (len(free), len(cached)) == (self.num_free, self.num_cached), "page counters are off"
         unlocked = sum(len(node.pages) for node in self.tree.nodes() if node.locks == 0)
         assert unlocked == self.tree.num_unlocked_pages, "the count of unlocked pages is off"
+        if self.twins is not None:
+            self.twins.check([[lease.pages[number] for number in lease.twins] for lease in self._leases])
 
     def take(self, wanted: int, after: int | None) -> list[int] | None:
         """So many free pages, evicting cached ones if needed; None when there are not enough.
@@ -321,6 +437,8 @@ class PagedKVStore(KVStore):
     def give_back(self, pages: list[int]) -> None:
         """Make pages free that nobody holds any more."""
         assert not self._free[pages].any(), "a page was freed twice"
+        if self.twins is not None:
+            self.twins.forget(pages)
         self._free[pages] = True
         self.num_free += len(pages)
 
@@ -330,7 +448,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
     On a CPU they come from calloc by way of NumPy, so that memory is taken page by page as it is used.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     size = int(np.prod(shape)) * dtype.itemsize
     return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)

@@ -136,10 +136,6 @@ class Chunk:
 class ChunkLibrary:
     """Finds chunks in a store, brings them up from its tiers, and puts new ones in. Belongs to the engine's thread.
 
-    Args:
-        store: of the engine; one of another kind than the engine's own keeps no chunks.
-        num_layers: of the model.
-
     Attributes:
         counts: chunks that were found on the device (`chunks reused`), came from a lower tier (`chunks loaded`), were
             computed since nobody had the same under the same identity (`chunks computed`), or since what came was not
@@ -149,15 +145,22 @@ class ChunkLibrary:
         layer_seconds: how long it took to read the last layer that came from a lower tier.
     """
 
-    def __init__(self, store: KVStore, num_layers: int) -> None:
-        self._keeps = isinstance(store, PagedKVStore)
-        self.store: PagedKVStore = store  # type: ignore[assignment]
-        self.num_layers = num_layers
+    def __init__(self) -> None:
+        self.store: PagedKVStore
+        self.num_layers = 0
+        self._keeps = False
         self.counts: Counter[str] = Counter()
         self.record: list[str] | None = None
         self.layer_seconds = 0.0
         self.compute_now: Compute
         self._reader: ThreadPoolExecutor | None = None
+
+    def within(self, store: KVStore, num_layers: int) -> "ChunkLibrary":
+        """Itself, over an engine's store and a model of so many layers. A store of another kind than the engine's own
+        keeps no chunks."""
+        self._keeps = isinstance(store, PagedKVStore)
+        self.store, self.num_layers = store, num_layers  # type: ignore[assignment]
+        return self
 
     def open(self, namespace: str | None, chunks: Sequence[list[int]], compute: Compute) -> list[Chunk]:
         """The chunks with these ids, none of them empty, equal ones as one; `finish` or `release` every one.

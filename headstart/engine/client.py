@@ -48,7 +48,7 @@ class Written:
 @dataclass(frozen=True)
 class Submission:
     """A request on its way to the engine; `key` is unique among all that this client has sent. `written` holds what
-    there is of its outputs already, in their order."""
+    there is of its outputs already, in their order. `use` are methods of its own; None leaves the engine's."""
 
     key: int
     request_id: str
@@ -57,6 +57,7 @@ class Submission:
     cache_salt: str | None
     arrival_time: float
     written: tuple[Written, ...] = ()
+    use: tuple[str, ...] | None = None
 
 
 class OutputStream:
@@ -225,6 +226,7 @@ class EngineClient(ABC):
         cache_salt: str | None = None,
         arrival_time: float | None = None,
         written: Sequence[Written] = (),
+        use: Sequence[str] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Run a request; yields as its `output_kind` says, the last item has `finished`.
 
@@ -238,6 +240,8 @@ class EngineClient(ABC):
             cache_salt: requests share cached keys only with requests of the same salt.
             arrival_time: when the request came, in seconds of `time.monotonic()` (default: now).
             written: what another engine has written of each output; the answer goes on behind it.
+            use: methods of its own, as keys with options (`"KEY:option=value"`), in the place of those of the engine
+                that can be a request's own; none at all leaves the plain model.
 
         Raises:
             InvalidRequestError: the request cannot be served.
@@ -254,7 +258,10 @@ class EngineClient(ABC):
         self._streams[key] = stream
         finished = False
         try:
-            self._submit(Submission(key, request_id, prompt, sampling_params, cache_salt, arrival_time, tuple(written)))
+            own = None if use is None else tuple(use)
+            self._submit(
+                Submission(key, request_id, prompt, sampling_params, cache_salt, arrival_time, tuple(written), own)
+            )
             while not finished:
                 item = await stream.get()
                 if isinstance(item, BaseException):

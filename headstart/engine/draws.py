@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from headstart.engine.runner import Runner
 from headstart.engine.sampler import Guess, Sampled, Sampler
 from headstart.engine.seams import LogitRule
 from headstart.engine.speculation import Speculation
-from headstart.engine.stack import Stack
+from headstart.ops.staging import to_device
 
 
 class Draws:
@@ -22,13 +23,11 @@ class Draws:
     Args:
         runner: makes logits.
         sampler: draws.
-        stack: the methods in force.
         speculation: hears which guesses stand; None without a drafter.
     """
 
-    def __init__(self, runner: Runner, sampler: Sampler, stack: Stack, speculation: Speculation | None) -> None:
-        self._runner, self.sampler, self._stack, self._speculation = runner, sampler, stack, speculation
-        self._logit_rule = stack.optional("logit_rule", LogitRule)
+    def __init__(self, runner: Runner, sampler: Sampler, speculation: Speculation | None) -> None:
+        self._runner, self.sampler, self._speculation = runner, sampler, speculation
 
     def read(self, step: StepInFlight) -> Iterator[tuple[Sequence, Sampled]]:
         """What each sequence of a step says next, one token after the other; the caller appends what it gets before it
@@ -41,8 +40,8 @@ class Draws:
         if step.drawn is None:
             # Drafts are never started ahead, so that where one has left each has a single row.
             every = len(rows) == len(step.due)
-            hidden = step.hidden if every else step.hidden[torch.tensor(rows, device=step.hidden.device)]
-            blindly = self._logit_rule is None and all(allotment.sequence.draws_blindly for allotment in due)
+            hidden = step.hidden if every else step.hidden[to_device(np.array(rows), step.hidden.device)]
+            blindly = all(a.sequence.draws_blindly and a.sequence.stack.logit_rule is None for a in due)
             yield from (self._verify if blindly else self._look_on)(due, hidden)
             return
         tokens = step.drawn.read()
@@ -84,7 +83,7 @@ class Draws:
             sequences = [due[i].sequence for i in left]
             rows = logits
             if len(left) < len(logits):
-                rows = logits[torch.tensor([first[i] + place for i in left], device=logits.device)]
+                rows = logits[to_device(np.array([first[i] + place for i in left]), logits.device)]
             guesses = [_guess(due[i], place) for i in left]
             standing: list[int] = []
             for i, guess, drawn in zip(left, guesses, self._sample(rows, sequences, guesses), strict=True):
@@ -107,13 +106,25 @@ class Draws:
         sequence.num_computed += 1
         if sequence.num_computed % self._runner.store.page_size == 0:
             # Now, since the token may be the last and end the lease.
-            sequence.lease.commit([*sequence.tokens, token], self._stack.num_shareable(sequence))
+            sequence.lease.commit([*sequence.tokens, token], sequence.stack.num_shareable(sequence))
 
     @torch.inference_mode()
     def _sample(self, logits: Tensor, sequences: list[Sequence], guesses: list[Guess | None]) -> list[Sampled]:
-        if self._logit_rule is not None:
-            logits = self._logit_rule.apply(logits, sequences)
-        return self.sampler.sample(logits, sequences, guesses)
+        return self.sampler.sample(_ruled(logits, sequences), sequences, guesses)
+
+
+def _ruled(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    """`logits [N, V]` after each sequence's own rule, if it has one."""
+    rows: dict[LogitRule, list[int]] = {}
+    for row, sequence in enumerate(sequences):
+        if sequence.stack.logit_rule is not None:
+            rows.setdefault(sequence.stack.logit_rule, []).append(row)
+    for rule, chosen in rows.items():
+        if len(chosen) == len(sequences):
+            return rule.apply(logits, sequences)
+        index = to_device(np.array(chosen), logits.device)
+        logits = logits.index_copy(0, index, rule.apply(logits[index], [sequences[row] for row in chosen]))
+    return logits
 
 
 def _guess(allotment: Allotment, place: int) -> Guess | None:

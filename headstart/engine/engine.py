@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +26,14 @@ from headstart.engine.preparation import Preparation
 from headstart.engine.report import render
 from headstart.engine.request import Request, Sequence
 from headstart.engine.rows import HiddenRows
-from headstart.engine.runner import Runner
+from headstart.engine.runner import Runner, by_prefill
 from headstart.engine.sampler import Sampled, Sampler
-from headstart.engine.seams import KVLayout, KVStore, LinearOp, LogitRule, Prefill, Retention, Verifier
+from headstart.engine.seams import KVLayout, KVStore, LinearOp, Verifier
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
+from headstart.engine.stacks import Stacks
 from headstart.engine.stats import EngineStats
+from headstart.engine.swap import Swap
 from headstart.engine.tiered import add_tiers
 from headstart.engine.waiting import line_of
 from headstart.engine.watch import Watch
@@ -41,8 +44,6 @@ from headstart.ops.linear import widening_pays_from
 
 # Keeps the draws of a request's several outputs apart; the odd constant of splitmix64.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
-# Slots whose methods see the cache's tensors.
-_READ_KEYS = ("attention.", "selector.", "retention", "kv_layout", "kv_store", "prefill", "drafter")
 
 
 class Engine:
@@ -88,31 +89,39 @@ class Engine:
         self.eos_ids = self.checkpoint.generation_config.eos_token_ids
         device = torch.device(args.device)
         self.stack.start(self.checkpoint, args.lossy_settings(decoder.dtype))
+        kept = args.kv_dtype(decoder.dtype)
+        windowed = any(spec.window for spec in decoder.attention_specs)
+        self.stacks = Stacks(self.stack, windowed, kept != decoder.dtype, ranks.rank)
         if args.quantization is not None:
             decoder.quantize(args.quantization)
         self._speculation = Speculation.of(self.stack, self.group)
         drafter = None if self._speculation is None else self._speculation.drafter
-        kept = args.kv_dtype(decoder.dtype)
-        if kept != decoder.dtype:
-            self._refuse_readers_of_keys()
         layers = self.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, kept)
         sized = layers if drafter is None else [*layers, *drafter.layers()]
         config = self.checkpoint.config
-        longest = min(args.max_model_len or config.max_position, config.max_extended_position)
+        most = max((item.longest(config) for item in self.stack.methods), default=config.max_extended_position)
+        longest = min(args.max_model_len or config.max_position, most)
         taken = step_bytes(decoder, args.step_tokens, args.max_num_seqs, longest)
-        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken), device=device)
+        num_pages, self.max_model_len = ranks.least(*args.cache_size(sized, config, taken, most), device=device)
         if drafter is not None:
             drafter.allocate(num_pages, args.tokens_per_page, self.max_model_len)
-        self.store = self.stack.get("kv_store", KVStore).allocate(layers, num_pages, args.tokens_per_page, device)
+        store = self.stack.get("kv_store", KVStore)
+        store.num_twins, store.most_written = args.bounded_pages(layers, num_pages, self.max_model_len)
+        self.store = store.allocate(layers, num_pages, args.tokens_per_page, device)
         if args.kv_tier is not None:
+            layout: Any = self.stack.get("kv_layout", KVLayout)
+            if not layout.movable:
+                raise MethodError(
+                    f"{layout.card.key} keeps a part of the keys only, which no --kv-tier can hold: leave it out"
+                )
             add_tiers(self.store, args.kv_tier, decoder, layers, device)
         self._scheduler = self.stack.scheduler
         budget = args.max_num_batched_tokens or self._scheduler.step_tokens or args.step_tokens
         line = line_of(args.scheduling_policy)
-        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, self.stack.whole_prompts, line)
+        self._swap = Swap.of(args.swap_bytes, self.store, self.stack, ranks.size)
+        self.planner = StepPlanner(self.store, args.max_num_seqs, budget, line, self._swap)
         if self._speculation is not None:
             self.planner.guesses = self._speculation.plan
-        self.stack.get("prefill", Prefill).allocated(self.store, len(layers))
         self.runner = Runner(decoder, self.store, self.stack, device)
         texts = None if self.tokenizer is None else TokenTexts(self.tokenizer)
         self.sampler = Sampler(
@@ -128,26 +137,23 @@ class Engine:
         self._bind_weights(decoder)
         if device.type == "cpu" and decoder.dtype in (torch.bfloat16, torch.float16):
             widening_pays_from(decoder.dtype)  # measured now, not within somebody's first request
-        self._retention = self.stack.optional("retention", Retention)
-        if self._retention is not None and any(spec.window for spec in decoder.attention_specs):
-            raise MethodError("a method that drops keys cannot run on a model with sliding windows")
-        self._logit_rule = self.stack.optional("logit_rule", LogitRule)
-        self.preparation = Preparation(args, self.stack, self.checkpoint, self.max_model_len)
+        self.preparation = Preparation(args, self.stacks, self.checkpoint, self.max_model_len)
         self._rows = HiddenRows(self.runner, self.sampler)
-        self.draws = Draws(self.runner, self.sampler, self.stack, self._speculation)
+        self.draws = Draws(self.runner, self.sampler, self._speculation)
         self.runs_ahead = device.type == "cuda" if args.async_scheduling is None else args.async_scheduling
-        # What looks at every token before the next can be drawn makes each step wait for the last.
-        self._draws_blindly = self._speculation is None and self._retention is None and self._logit_rule is None
         self._in_flight: StepInFlight | None = None
         if not args.enforce_eager:
             self.runner.capture(args.max_num_seqs, self.max_model_len)
+            if drafter is not None:
+                drafter.capture(args.max_num_seqs, self.max_model_len)
         self._random = np.random.default_rng(args.seed)
         self._finished: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
 
     @property
     def exact(self) -> bool:
-        """Whether the methods and settings in force leave the model's distribution unchanged."""
+        """Whether the methods and settings in force leave the model's distribution unchanged, where a request brings no
+        methods of its own."""
         return self.stack.exact
 
     @property
@@ -166,13 +172,23 @@ class Engine:
         params: SamplingParams,
         cache_salt: str | None = None,
         arrival_time: float | None = None,
+        use: Seq[Any] | str | None = None,
     ) -> Request:
         """Turn a prompt into a request: tokenized, checked, its grammar compiled. Safe to call from any thread.
 
+        Args:
+            request_id: its name.
+            prompt: text or token ids.
+            params: how its tokens are chosen.
+            cache_salt: requests share cached keys only with requests of the same salt.
+            arrival_time: when it came, in seconds of `time.monotonic()` (default: now).
+            use: methods of its own, instead of those of the engine that can be a request's own (`Stacks.of`).
+
         Raises:
-            InvalidRequestError: an empty or too long prompt, unknown token ids, or parameters that do not fit.
+            InvalidRequestError: an empty or too long prompt, unknown token ids, or parameters or methods that do not
+                fit.
         """
-        return self.preparation.request(request_id, prompt, params, cache_salt, arrival_time)
+        return self.preparation.request(request_id, prompt, params, cache_salt, arrival_time, use)
 
     def submit(self, request: Request) -> None:
         """Put a prepared request in the waiting line.
@@ -188,6 +204,8 @@ class Engine:
         for sequence in request.sequences:
             sequence.seed = (seed + sequence.index * _SEED_STRIDE) % 2**64
         self.requests[request.request_id] = request
+        if request.stack is not None:
+            request.stack.holders += 1
         # The other outputs wait until the first has read the prompt, and then find its keys.
         self.planner.waiting.append(request.sequences[0])
 
@@ -205,7 +223,7 @@ class Engine:
             if not sequence.finished:
                 self._finish(sequence, "abort")
         self._retire(request)
-        return render(request, self.stack.exact)
+        return render(request)
 
     def step(self) -> list[RequestOutput]:
         """Run one step and return what it produced for the requests that want to hear of it.
@@ -231,7 +249,7 @@ class Engine:
         self._in_flight = None
         self.planner.begin()
         for sequence in reversed(list(self.planner.running)):
-            self.planner.preempt(sequence)
+            self.planner.preempt(sequence, sound=False)
 
     def _launch(self, before: Drawn | None = None) -> StepInFlight | None:
         """Plan a step and start it; None where there is nothing to do.
@@ -248,22 +266,31 @@ class Engine:
             return None
         if self._speculation is not None:
             allotments = self._speculation.extend(allotments)
+        parts = by_prefill(allotments)
+        allotments = [allotment for part in parts for allotment in part]
         self.group.confirm(allotments)
         self._note_start(allotments)
         planned = self.watch.planned(allotments)
-        drawn = None if before is None else before.tokens
-        batch = TokenBatch.build(allotments, self.store.page_size, self.runner.device, drawn)
-        hidden = self.runner.run(batch)
+        hidden = self._run(parts, None if before is None else before.tokens)
         if self._speculation is not None:
             allotments = self._speculation.add_late(allotments)
         due, hidden = self._rows.collect(allotments, hidden)
         step = StepInFlight(allotments, planned, due, hidden)
         for allotment in allotments:
             allotment.sequence.num_computed += allotment.num_tokens
-        if self._draws_blindly and all(allotment.sequence.draws_blindly for allotment in allotments):
+        # What looks at every token before the next can be drawn makes each step wait for the last.
+        if self._speculation is None and all(
+            a.sequence.draws_blindly and not a.sequence.stack.looks_on for a in allotments
+        ):
             step.drawn = self._draw_ahead(due, hidden)
         self._totals["steps"] += 1
         return step
+
+    def _run(self, parts: list[list[Allotment]], drawn: Tensor | None) -> Tensor:
+        """`[N, hidden]`, the wanted rows of a step's parts in their order; only one of them can be a captured one."""
+        device, size = self.runner.device, self.store.page_size
+        rows = [self.runner.run(TokenBatch.build(part, size, device, drawn)) for part in parts]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     @torch.inference_mode()
     def _draw_ahead(self, due: list[Allotment], hidden: Tensor) -> Drawn:
@@ -282,7 +309,8 @@ class Engine:
         for allotment in allotments:
             sequence = allotment.sequence
             assert sequence.lease is not None
-            sequence.lease.commit(sequence.tokens, self.stack.num_shareable(sequence))
+            sequence.lease.commit(sequence.tokens, sequence.stack.num_shareable(sequence))
+            sequence.lease.advance(sequence.num_computed)
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
                 self._finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
@@ -301,6 +329,8 @@ class Engine:
         if self._speculation is not None:
             self._speculation.end(self._totals["generation"] - said)
         self.watch.ran(step.planned)
+        if self._swap is not None and step.planned.prefill > step.planned.decode:
+            self._swap.read(step.planned.prefill, self.watch.last_seconds)
         return [output for request in touched.values() if (output := self._report(request)) is not None]
 
     def stats(self) -> EngineStats:
@@ -316,10 +346,11 @@ class Engine:
             queried_tokens=self._totals["queried"],
             cached_tokens=self._totals["cached"],
             preemptions=self.planner.num_preemptions,
+            swaps=0 if self._swap is None else self._swap.count,
             steps=self._totals["steps"],
             finished=dict(self._finished),
             drafts={} if self._speculation is None else dict(self._speculation.counts),
-            methods={item.card.key: counts for item in self.stack.methods if (counts := item.counters())},
+            methods=self.stacks.counters(),
             prefill_tokens=self.watch.prefill_tokens,
             decode_tokens=self.watch.decode_tokens,
             step_seconds=self.watch.step_seconds,
@@ -327,14 +358,6 @@ class Engine:
             tier_pages_out=self.store.tier_traffic[0],
             tier_pages_in=self.store.tier_traffic[1],
         )
-
-    def _refuse_readers_of_keys(self) -> None:
-        """Methods know keys in the run's dtype only."""
-        for item in self.stack.methods:
-            if any(slot.startswith(_READ_KEYS) for slot in item.slots):
-                raise MethodError(
-                    f"{item.card.key} reads cached keys in the run's dtype: leave kv_cache_dtype at auto with it"
-                )
 
     def _bind_weights(self, decoder: Decoder) -> None:
         """Let a `LinearOp` take over the dense weights."""
@@ -345,9 +368,10 @@ class Engine:
 
     def _drop_keys(self, sequence: Sequence) -> None:
         """Let a `Retention` free what it does not want kept."""
-        if self._retention is None or sequence.lease is None:
+        retention = sequence.stack.retention
+        if retention is None or sequence.lease is None:
             return
-        kept = self._retention.retain(sequence, self.store)
+        kept = retention.retain(sequence, self.store)
         if kept is not None and len(kept) < sequence.kv_length and sequence.lease.keep(kept):
             sequence.num_dropped = sequence.num_computed - len(kept)
 
@@ -423,12 +447,14 @@ class Engine:
         if request.finished:
             self._retire(request)
         quiet = request.params.output_kind == "final" or request.params.generated > request.params.n
-        return None if quiet and not request.finished else render(request, self.stack.exact)
+        return None if quiet and not request.finished else render(request)
 
     def _retire(self, request: Request) -> None:
         request.metrics.finished_time = time.monotonic()
         request.metrics.chunks = self.watch.chunks(request.request_id)
         del self.requests[request.request_id]
+        if request.stack is not None:
+            request.stack.holders -= 1
         if request.own_namespace and request.namespace is not None:
             self.store.drop(request.namespace)
 

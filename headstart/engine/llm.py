@@ -19,6 +19,7 @@ from headstart.engine.params import SamplingParams
 from headstart.engine.pooling import Pooling, unit
 from headstart.engine.ranks import start_engine
 from headstart.engine.request import Request
+from headstart.engine.seams import Piece
 from headstart.errors import HeadstartError, InvalidRequestError, did_you_mean
 
 Message = Mapping[str, Any]
@@ -69,6 +70,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = False,
+        use: Sequence[Any] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts: a string, `{"prompt_token_ids": [...]}`, or a list of either.
 
@@ -77,12 +79,15 @@ class LLM:
                 `prompt`, or pairs of start and end within its token ids.
             sampling_params: for all, or one for each; default: the checkpoint's recommendation, 16 tokens.
             use_tqdm: show progress on a terminal.
+            use: methods for these prompts alone, as keys with options or as instances, in the place of the engine's
+                as far as those can be a request's own: not a scheduler, or what decides the cache's form or the
+                weights. An empty list leaves the plain model; None (default) the engine's own.
 
         Returns:
             One `RequestOutput` per prompt, in their order.
 
         Raises:
-            InvalidRequestError: a prompt or parameter that cannot be served; nothing runs then.
+            InvalidRequestError: a prompt, parameter or method that cannot be served; nothing runs then.
         """
         many = _as_list(prompts)
         if isinstance(sampling_params, Sequence):
@@ -97,14 +102,14 @@ class LLM:
             if not isinstance(params, SamplingParams):
                 raise InvalidRequestError(f"sampling_params must be SamplingParams, not {type(params).__name__}")
         requests = [
-            self.engine.prepare(str(next(self._ids)), prompt, with_output_kind(params, "final"))
+            self.engine.prepare(str(next(self._ids)), prompt, with_output_kind(params, "final"), use=use)
             for prompt, params in zip(many, each, strict=True)
         ]
         order = [request.request_id for request in requests]
         with self._lock:
             try:
-                for request in requests:
-                    self._submit(request)
+                for place in self._arranged(requests):
+                    self._submit(requests[place])
                 return self._run(order, use_tqdm and sys.stderr.isatty())
             finally:
                 self._close(order)
@@ -117,10 +122,11 @@ class LLM:
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
+        use: Sequence[Any] | None = None,
         chunks: Sequence[str] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several: lists of `{"role": ..., "content": ...}`; `chunks` are texts in each of
-        them that come again in others."""
+        """Answer one conversation, or several: lists of `{"role": ..., "content": ...}`; `use` as for `generate`.
+        `chunks` are texts in each of them that come again in others."""
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations = messages if several else [messages]
         extra = {"chat_template": chat_template} if chat_template else {}
@@ -137,7 +143,7 @@ class LLM:
             else:
                 ids, spans = encode_parts(text, chunks, self.encode, add_special_tokens=False)
                 prompts.append({"prompt_token_ids": ids, "chunks": spans})
-        return self.generate(prompts, sampling_params, use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm, use)
 
     def embed(
         self,
@@ -162,11 +168,11 @@ class LLM:
         return [unit(vector) for vector in vectors] if normalize else vectors
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, use: Sequence[Any] | None = None
     ) -> Generator[RequestOutput, None, None]:
-        """Complete one prompt piece by piece: each item's outputs hold only what is new."""
+        """Complete one prompt piece by piece: each item's outputs hold only what is new; `use` as for `generate`."""
         params = with_output_kind(sampling_params or self.default_sampling_params(), "delta")
-        request = self.engine.prepare(str(next(self._ids)), prompt, params)
+        request = self.engine.prepare(str(next(self._ids)), prompt, params, use=use)
         try:
             with self._lock:
                 self._submit(request)
@@ -209,6 +215,11 @@ class LLM:
                 waiting -= ended
                 progress.advance(task, len(ended))
         return [done[request_id] for request_id in order]
+
+    def _arranged(self, requests: Sequence[Request]) -> list[int]:
+        """The order in which the scheduler wants them, now that all are known."""
+        job = [Piece(request.request_id, request.prompt_ids, request.max_tokens) for request in requests]
+        return self.engine.stack.scheduler.arrange(job)
 
     def _submit(self, request: Request) -> None:
         self._arrived[request.request_id] = deque()

@@ -148,7 +148,8 @@ class EngineLoop:
         prompt, params = submission.prompt, submission.params
         inner = prompt.get("prompt_token_ids", prompt.get("prompt")) if isinstance(prompt, dict) else prompt
         length = len(inner) if isinstance(inner, str | list) else 0
-        if params.structured_outputs is None and length < (_LONG_TEXT if isinstance(inner, str) else _LONG_IDS):
+        quick = params.structured_outputs is None and submission.use is None
+        if quick and length < (_LONG_TEXT if isinstance(inner, str) else _LONG_IDS):
             try:
                 self._ready(submission, self._prepare(submission))
             except Exception as error:
@@ -165,6 +166,7 @@ class EngineLoop:
             submission.params,
             submission.cache_salt,
             submission.arrival_time,
+            submission.use,
         )
 
     def _prepared(self, submission: Submission, done: Future[Request]) -> None:

@@ -64,7 +64,7 @@ class RequestOutput:
     """A request with what it has produced. With `output_kind="delta"` the outputs hold only what is new.
 
     `num_cached_tokens` counts prompt tokens whose KV cache was found rather than computed.
-    `exact` says whether the methods in force leave the model's distribution unchanged.
+    `exact` says whether the methods that ran it, and the engine's settings, leave the model's distribution unchanged.
     `embedding` is the pooled prompt `[hidden]`, for requests with `pooling`; those generate nothing.
     """
 

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 from headstart.engine.batch import Allotment
+from headstart.engine.cache import Lease
 from headstart.engine.request import Sequence
 from headstart.engine.seams import KVStore
+from headstart.engine.swap import Swap
 from headstart.engine.waiting import ByArrival, Waiting
 
 # Sarathi-Serve keeps this share of the pages free when it admits, so that running decodes can grow (paper, section 4).
@@ -22,8 +24,8 @@ class StepPlanner:
         store: the KV cache.
         max_num_seqs: at most this many sequences run at once.
         max_num_batched_tokens: the budget of a step. Decodes are never refused for lack of it.
-        whole_prompts: a method in force needs each prompt in one piece (its `chunking` trait).
         line: the waiting line, empty (default: in order of arrival).
+        swap: where keys of preempted sequences may go (default: they are computed again).
 
     Attributes:
         guesses: how many guesses a decoding sequence gets in this step, told how many rows the budget leaves to them.
@@ -34,14 +36,14 @@ class StepPlanner:
         store: KVStore,
         max_num_seqs: int,
         max_num_batched_tokens: int,
-        whole_prompts: bool = False,
         line: Waiting | None = None,
+        swap: Swap | None = None,
     ) -> None:
         self.store = store
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.whole_prompts = whole_prompts
         self.waiting: Waiting = ByArrival() if line is None else line
+        self.swap = swap
         self.running: dict[Sequence, None] = {}
         self.num_preemptions = 0
         self.budget = 0
@@ -100,8 +102,9 @@ class StepPlanner:
         if sequence not in self.running or sequence in self._shares or self.budget <= 0:
             return 0
         chunk = sequence.num_uncomputed
-        if not (whole or self.whole_prompts):
+        if not (whole or sequence.needs_whole_prompt):
             chunk = min(chunk, self.budget, chunk if limit is None else limit)
+        chunk = min(chunk, self.store.most_written or chunk)
         if chunk <= 0 or not self._make_room(sequence, chunk):
             return 0
         self._share(sequence, chunk, chunk)
@@ -128,23 +131,39 @@ class StepPlanner:
             return 0
         # Keys that are found bring no logits with them.
         namespace = None if sequence.wants_prompt_rows else sequence.request.namespace
+        if not self.store.bring_up(namespace, sequence.tokens):
+            return 0  # what runs goes on meanwhile, and aborts are heard
         lease = self.store.open(namespace, sequence.tokens)
         margin = max(1, int(self.store.num_pages * WATERMARK)) if self.running else 0
         wanted = -(-(len(sequence.tokens) + spare) // self.store.page_size) - len(lease.pages)
-        if wanted + margin > self.store.num_available or not lease.reserve(len(sequence.tokens)):
+        known = len(sequence.tokens)
+        chunk = min(known if whole or sequence.needs_whole_prompt else self.budget, self.store.most_written or known)
+        written = min(known, lease.num_cached + chunk)
+        if wanted + margin > self.store.num_available or not lease.reserve(known, written):
             lease.release()
             self._blocked = (sequence, self.store.num_available)
             return 0
         self.waiting.remove(sequence)
         sequence.lease = lease
         sequence.num_computed = lease.num_cached
+        if self.swap is not None and isinstance(lease, Lease):
+            sequence.num_computed = self.swap.restore(sequence, lease)
         self.running[sequence] = None
         return self.prefill(sequence, limit, whole=whole)
 
-    def preempt(self, sequence: Sequence, *, last: bool = False) -> None:
-        """Take a running sequence's pages away, to be computed again; it goes to the head of the waiting line, or to
-        its end if it is to be the `last`."""
-        self.release(sequence)
+    def preempt(self, sequence: Sequence, *, last: bool = False, sound: bool = True) -> None:
+        """Take a running sequence's pages away, to be computed again or, if that costs less, to be put back from the
+        host; it goes to the head of the waiting line, or to its end if it is to be the `last`.
+
+        Args:
+            sequence: which one.
+            last: it waits behind all others.
+            sound: its keys are what they should be; those of a step that has failed are not.
+        """
+        swapped = sound and self.swap is not None and self.swap.save(sequence)
+        self._free(sequence)
+        if self.swap is not None and not swapped:
+            self.swap.drop(sequence)
         self._shares.pop(sequence, 0)
         self.budget += self._rows.pop(sequence, 0)
         (self.waiting.append if last else self.waiting.appendleft)(sequence)
@@ -153,6 +172,11 @@ class StepPlanner:
 
     def release(self, sequence: Sequence) -> None:
         """Remove a sequence from wherever it stands and give its pages back."""
+        self._free(sequence)
+        if self.swap is not None:
+            self.swap.drop(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
         if sequence in self.running:
             del self.running[sequence]
         elif sequence in self.waiting:

@@ -43,7 +43,8 @@ class Pooler:
         if not hidden.shape[0]:
             return
         if not self.wants_all:
-            self._sum, self._count = hidden[-1].float(), 1
+            # A copy, since the states may lie where the next step puts its own.
+            self._sum, self._count = hidden[-1].to(torch.float32, copy=True), 1
             return
         before = self._sum if self._sum is not None and start else torch.zeros_like(hidden[0], dtype=torch.float32)
         self._sum = before + hidden.float().sum(0)

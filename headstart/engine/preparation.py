@@ -1,6 +1,8 @@
 """From what was asked to a request that the engine can run: read, checked, its grammars compiled."""
 
 import time
+from collections.abc import Sequence as Seq
+from typing import Any
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.args import EngineArgs
@@ -11,8 +13,9 @@ from headstart.engine.outputs import RequestMetrics
 from headstart.engine.params import SamplingParams
 from headstart.engine.pooling import Pooler
 from headstart.engine.request import Request, Sequence
-from headstart.engine.seams import Prefill, PromptRule, Tokenization
+from headstart.engine.seams import PromptRule, Tokenization
 from headstart.engine.stack import Stack
+from headstart.engine.stacks import Stacks
 from headstart.engine.watch import namespace_of, tenant_digest
 from headstart.errors import InvalidRequestError
 
@@ -22,7 +25,7 @@ class Preparation:
 
     Args:
         args: the engine's settings.
-        stack: the methods in force.
+        stacks: the methods in force, and those of single requests.
         checkpoint: the model that is served.
         max_model_len: most tokens of prompt and output together.
 
@@ -30,14 +33,12 @@ class Preparation:
         grammars: compiles structured outputs; None without a tokenizer.
     """
 
-    def __init__(self, args: EngineArgs, stack: Stack, checkpoint: Checkpoint, max_model_len: int) -> None:
-        self._args, self._stack, self._checkpoint = args, stack, checkpoint
+    def __init__(self, args: EngineArgs, stacks: Stacks, checkpoint: Checkpoint, max_model_len: int) -> None:
+        self._args, self._stacks, self._checkpoint = args, stacks, checkpoint
         self._max_model_len = max_model_len
         self._tokenizer = checkpoint.tokenizer
         self._vocab_size = checkpoint.config.vocab_size
-        self._tokenization = stack.get("tokenization", Tokenization)
-        self._prefill = stack.get("prefill", Prefill)
-        self._prompt_rule = stack.optional("prompt_rule", PromptRule)
+        self._tokenization = stacks.base.get("tokenization", Tokenization)
         self.grammars: GrammarCompiler | None = None
         if self._tokenizer is not None:
             eos_ids = checkpoint.generation_config.eos_token_ids
@@ -60,14 +61,17 @@ class Preparation:
         params: SamplingParams,
         cache_salt: str | None = None,
         arrival_time: float | None = None,
+        use: Seq[Any] | str | None = None,
     ) -> Request:
         """Turn a prompt into a request, as `Engine.prepare` says."""
         arrived = time.monotonic() if arrival_time is None else arrival_time
         text, ids, chunks = read_prompt(prompt, self._tokenizer, self._tokenization, self._vocab_size)
-        if self._prompt_rule is not None:
-            ids, chunks = self._prompt_rule.rewrite(ids), None
+        stack = self._stacks.of(use)
+        rule = stack.optional("prompt_rule", PromptRule)
+        if rule is not None:
+            ids, chunks = rule.rewrite(ids), None
         self._check(ids, params)
-        namespace = self._namespace(request_id, len(ids), params, cache_salt)
+        namespace = self._namespace(stack, request_id, len(ids), params, cache_salt)
         room = self._max_model_len - len(ids)
         request = Request(
             request_id=request_id,
@@ -78,15 +82,17 @@ class Preparation:
             namespace=namespace,
             own_namespace=namespace is not None and not self._args.enable_prefix_caching,
             tenant=tenant_digest(cache_salt),
-            chunks=self._chunks(ids, chunks, params),
-            chunk_namespace=namespace_of(cache_salt, "chunk", self._stack.chunk_identity),
+            chunks=self._chunks(stack, ids, chunks, params),
+            chunk_namespace=namespace_of(cache_salt, "chunk", stack.chunk_identity),
             metrics=RequestMetrics(arrival_time=arrived),
+            use=use,
         )
         return self.completed(request)
 
     def completed(self, request: Request) -> Request:
-        """A bare request with its sequences, and its pooler."""
+        """A bare request with its stack, its sequences, and its pooler."""
         params = request.params
+        request.stack = self._stacks.of(request.use)
         request.pooler = self._pooler(params)
         request.sequences = [self._sequence(request, index) for index in range(params.generated)]
         return request
@@ -101,21 +107,25 @@ class Preparation:
             )
         return Pooler(params.pooling, self._checkpoint.path, params.dimensions)
 
-    def _namespace(self, request_id: str, length: int, params: SamplingParams, cache_salt: str | None) -> str | None:
+    def _namespace(
+        self, stack: Stack, request_id: str, length: int, params: SamplingParams, cache_salt: str | None
+    ) -> str | None:
         """Under which name the prompt's keys are shared; without a prefix cache, among its own outputs alone."""
-        if not self._stack.shares_keys:
+        if not stack.shares_keys:
             return None
         if self._args.enable_prefix_caching:
             reuse_salt = self._checkpoint.decoder.reuse_salt(length)
-            return namespace_of(cache_salt, self._stack.identity(length), reuse_salt)
+            return namespace_of(cache_salt, stack.identity(length), reuse_salt)
         return f"request:{request_id}" if params.generated > 1 else None
 
-    def _chunks(self, ids: list[int], given: list[Span] | None, params: SamplingParams) -> tuple[Span, ...]:
+    def _chunks(
+        self, stack: Stack, ids: list[int], given: list[Span] | None, params: SamplingParams
+    ) -> tuple[Span, ...]:
         """The chunks of a prompt: those given, else what the prefill method takes for such. Whoever wants to know
         something of every token has none, since the keys of a chunk do not tell it."""
         if params.prompt_logprobs is not None or params.pooling is not None:
             return ()
-        found = self._prefill.chunks(ids, self._tokenizer) if given is None else given
+        found = stack.prefill.chunks(ids, self._tokenizer) if given is None else given
         return tuple(span for span in found if span[0] < span[1])
 
     def _check(self, ids: list[int], params: SamplingParams) -> None:

@@ -4,7 +4,7 @@ from headstart.engine.outputs import CompletionOutput, RequestOutput
 from headstart.engine.request import Request, Sequence
 
 
-def render(request: Request, exact: bool) -> RequestOutput:
+def render(request: Request) -> RequestOutput:
     """The request's outputs so far, or only what is new since the last call when it streams deltas."""
     params, done = request.params, request.finished
     chosen = request.sequences
@@ -27,7 +27,7 @@ def render(request: Request, exact: bool) -> RequestOutput:
         metrics=request.metrics,
         prompt_logprobs=request.prompt_logprobs,
         num_cached_tokens=request.num_cached,
-        exact=exact,
+        exact=request.stack is None or request.stack.exact,
         embedding=None if request.pooler is None or not complete else request.pooler.vector(),
     )
 

@@ -1,5 +1,6 @@
 """A request and its sequences: tokens known, tokens computed, and how it ends."""
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from headstart.engine.seams import PageLease
 
 if TYPE_CHECKING:
     from headstart.engine.detokenizer import Detokenizer
+    from headstart.engine.stack import Stack
 
 
 @dataclass(eq=False)
@@ -53,6 +55,17 @@ class Sequence:
     def params(self) -> SamplingParams:
         """The request's sampling parameters."""
         return self.request.params
+
+    @property
+    def stack(self) -> "Stack":
+        """The methods that run it."""
+        assert self.request.stack is not None, "this request was not prepared by an engine"
+        return self.request.stack
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether a method needs its prompt in one piece."""
+        return self.request.stack is not None and self.request.stack.whole_prompts
 
     @property
     def output_ids(self) -> list[int]:
@@ -143,6 +156,8 @@ class Request:
         chunks: (start, end) of the parts of the prompt that are likely to come again in others, ascending.
         chunk_namespace: under which the keys of such parts are shared.
         pooler: makes the prompt's embedding; None generates.
+        use: the methods of its own, as it names them; None has none.
+        stack: the methods that run it.
         num_sent: per output, the tokens and characters already handed out to a stream of deltas.
         closed: the outputs whose end such a stream has been told.
     """
@@ -162,13 +177,15 @@ class Request:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     prompt_done: bool = False
     pooler: Pooler | None = None
+    use: Seq[Any] | str | None = None
+    stack: "Stack | None" = None
     num_cached: int = 0
     num_sent: dict[int, tuple[int, int]] = field(default_factory=dict)
     closed: set[int] = field(default_factory=set)
 
     def bare(self) -> "Request":
         """A copy without what cannot travel between processes; `Preparation.completed` adds it again."""
-        return replace(self, sequences=[], pooler=None)
+        return replace(self, sequences=[], pooler=None, stack=None)
 
     @property
     def finished(self) -> bool:

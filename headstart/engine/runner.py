@@ -1,7 +1,7 @@
 """Runs one batch through the model: the decoder meets the KV cache and the methods in force here."""
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -10,8 +10,8 @@ from rich.progress import track
 from torch import Tensor
 
 from headstart.engine.batch import Allotment, TokenBatch
-from headstart.engine.graphs import DecodeGraphs
-from headstart.engine.seams import Attention, KVStore, LastAttend, Prefill, Selector
+from headstart.engine.graphs import StepGraphs
+from headstart.engine.seams import Attention, KVPart, KVStore, LastAttend, Prefill, Seam, Selector
 from headstart.engine.stack import Stack
 from headstart.models.decoder import AttentionSpec, Decoder
 from headstart.ops.attention import RaggedLayout, attention_among
@@ -30,15 +30,15 @@ class _Group:
 class StepAttention:
     """The `Attend` of one step: writes the new keys, then lets each group of sequences attend its own way."""
 
-    def __init__(self, batch: TokenBatch, store: KVStore, stack: Stack, groups: list[_Group] | None = None) -> None:
+    def __init__(self, batch: TokenBatch, store: KVStore, groups: list[_Group] | None = None) -> None:
         self.store = store
         self.layout = batch.layout
-        self._batch, self._stack = batch, stack
+        self._batch = batch
         self._given = groups
 
     @cached_property
     def _groups(self) -> list[_Group]:
-        return _groups(self._batch.allotments, self.layout, self._stack) if self._given is None else self._given
+        return _groups(self._batch.allotments, self.layout) if self._given is None else self._given
 
     def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`q [T, H, D]`, `k, v [T, Hkv, D]` → `[T, H, D]`."""
@@ -48,6 +48,8 @@ class StepAttention:
     def keep(self, spec: AttentionSpec, k: Tensor, v: Tensor) -> None:
         """Write the new keys, as `StepAttend` says."""
         self.store.write(spec.layer, k, v, self.layout.slots)
+        if self.store.bounded:
+            self.store.write_bounded(spec.layer, k, v, self._within(self.layout).slots)
 
     def last(self, counts: Seq[int]) -> LastAttend:
         """Attention for the last rows of each sequence, as `StepAttend` says."""
@@ -59,13 +61,14 @@ class StepAttention:
             [whole.page_tables[s] for s in chosen],
             whole.page_size,
             whole.device,
+            [whole.owners[s] for s in chosen] if whole.owners else (),
         )
-        groups = _groups([self._batch.allotments[s] for s in chosen], layout, self._stack)
+        groups = _groups([self._batch.allotments[s] for s in chosen], layout, first=False)
         return lambda spec, q: self._attend(groups, spec, q)
 
     def part(self, batch: TokenBatch) -> "StepAttention":
         """The same for some of the sequences, as `StepAttend` says."""
-        return StepAttention(batch, self.store, self._stack)
+        return StepAttention(batch, self.store)
 
     def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> "AmongAttention":
         """Attention for chosen rows over chosen keys, as `StepAttend` says."""
@@ -81,10 +84,32 @@ class StepAttention:
         return out
 
     def _attend_group(self, group: _Group, spec: AttentionSpec, q: Tensor) -> Tensor:
-        keys, values = self.store.layer(spec.layer)
-        selection = group.selector.select(spec, q, keys, group.layout)
-        out, _ = group.attention.attend(spec, q, keys, values, group.layout, selection)
+        parts = self.store.parts(spec.layer)
+        if parts[0].heads is None:
+            return self._attend_part(group, spec, q, parts[0])
+        heads = q.unflatten(1, (spec.num_kv_heads, -1))
+        out = torch.empty(heads.shape, dtype=q.dtype, device=q.device)
+        for part in parts:
+            own = heads[:, part.heads].flatten(1, 2)
+            mine = replace(spec, num_heads=own.shape[1], num_kv_heads=part.keys.shape[2])
+            out[:, part.heads] = self._attend_part(group, mine, own, part).unflatten(1, (part.keys.shape[2], -1))
+        return out.flatten(1, 2)
+
+    def _attend_part(self, group: _Group, spec: AttentionSpec, q: Tensor, part: KVPart) -> Tensor:
+        """Heads whose keys lie together; what is bounded lies where all of it is seen, and nothing is chosen."""
+        layout, selection = group.layout, None
+        if part.bounded:
+            layout = self._within(layout)
+        else:
+            selection = group.selector.select(spec, q, part.keys, layout)
+        out, _ = group.attention.attend(spec, q, part.keys, part.values, layout, selection)
         return out.to(q.dtype)
+
+    def _within(self, layout: RaggedLayout) -> RaggedLayout:
+        """Where the bounded heads' keys of these rows lie, found out once a step."""
+        if "within" not in layout.routes:
+            layout.routes["within"] = self.store.within(layout)
+        return layout.routes["within"]
 
 
 class AmongAttention:
@@ -136,20 +161,31 @@ class AmongAttention:
         return self.store.layer(spec.layer)[1].flatten(0, 1)[self._read[s]]
 
 
-def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack) -> list[_Group]:
-    """Sequences by what attends for them: the prefill or the decode slot, or the default for short contexts."""
-    members: dict[tuple[int, int], list[int]] = {}
-    ways: dict[tuple[int, int], tuple[Attention, Selector]] = {}
+def by_prefill(allotments: Seq[Allotment]) -> list[list[Allotment]]:
+    """A step in parts, each of them read in one way."""
+    parts: dict[Prefill, list[Allotment]] = {}
+    for allotment in allotments:
+        parts.setdefault(allotment.sequence.stack.prefill, []).append(allotment)
+    return list(parts.values())
+
+
+def _groups(allotments: Seq[Allotment], layout: RaggedLayout, first: bool = True) -> list[_Group]:
+    """Sequences by what attends for them: their stack's prefill or decode slot, or the default for short contexts;
+    `first` says that the step has not asked for them before."""
+    members: dict[tuple[int, int, str], list[int]] = {}
+    ways: dict[tuple[int, int, str], tuple[Attention, Selector]] = {}
     for s, allotment in enumerate(allotments):
+        stack = allotment.sequence.stack
         phase = "decode" if allotment.sequence.decoding else "prefill"
         # What counts is the whole prompt: however it is cut, the same way attends to all of it.
         context = max(layout.kv_lengths[s], allotment.sequence.num_prompt)
-        attention, selector = f"attention.{phase}", f"selector.{phase}"
+        ends = first and phase == "prefill" and allotment.completes
         way = (
-            (stack.get if context >= stack.min_context(attention) else stack.default)(attention, Attention),
-            (stack.get if context >= stack.min_context(selector) else stack.default)(selector, Selector),
+            stack.choose(f"attention.{phase}", Attention, context, ends),
+            stack.choose(f"selector.{phase}", Selector, context, ends),
         )
-        key = (id(way[0]), id(way[1]))
+        # A method's selector is asked about chunks and decodes apart, since its lists are as long as the longest.
+        key = (id(way[0]), id(way[1]), "" if way[1] is stack.default(f"selector.{phase}", Selector) else phase)
         ways[key] = way
         members.setdefault(key, []).append(s)
     if len(members) == 1:
@@ -157,24 +193,27 @@ def _groups(allotments: Seq[Allotment], layout: RaggedLayout, stack: Stack) -> l
     return [_Group(*ways[key], *layout.subset(sequences)) for key, sequences in members.items()]
 
 
-# What must answer as the ordinary engine does, for a decode step to be the same work every time.
+# What must answer as the ordinary engine does, for a decode step, or any small one, to be the same work every time.
 _DECODE_SLOTS = ("selector.decode", "prefill")
+_MIXED_SLOTS = ("attention.prefill", "attention.decode", "selector.prefill")
 
 
 class Runner:
-    """A decoder with its KV cache and the methods in force."""
+    """A decoder with its KV cache and the engine's methods; requests may have others."""
 
     def __init__(self, decoder: Decoder, store: KVStore, stack: Stack, device: torch.device) -> None:
         self.decoder = decoder
         self.store = store
         self.stack = stack
         self.device = device
-        self._prefill = stack.get("prefill", Prefill)
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
 
     def capture(self, max_num_seqs: int, max_model_len: int) -> None:
-        """Capture the decode steps as CUDA graphs; nothing where a method in force takes part in them."""
+        """Capture small steps as CUDA graphs; nothing where a method in force takes part in decode steps, and these
+        alone where one takes part in others."""
         if self.device.type != "cuda" or any(self.stack.filled(slot) for slot in _DECODE_SLOTS):
+            return
+        if self.store.bounded:  # where its keys lie, only the host can tell
             return
         attention, selector = self.stack.get("attention.decode", Attention), self.stack.get("selector.decode", Selector)
         if not attention.capturable:
@@ -182,21 +221,34 @@ class Runner:
 
         def forward(batch: TokenBatch) -> Tensor:
             groups = [_Group(attention, selector, batch.layout, None)]
-            return self._prefill.forward(self.decoder, batch, StepAttention(batch, self.store, self.stack, groups))
+            return self.stack.prefill.forward(self.decoder, batch, StepAttention(batch, self.store, groups))
 
         max_pages = -(-max_model_len // self.store.page_size)
-        graphs = DecodeGraphs(forward, max_num_seqs, max_pages, self.store.page_size, self.device)
+        mixed = not any(self.stack.filled(slot) for slot in _MIXED_SLOTS)
+        graphs = StepGraphs(
+            forward, max_num_seqs, max_pages, self.store.page_size, self.device, mixed, attention=attention
+        )
         console = Console(stderr=True, quiet=self.decoder.ranks.rank > 0)
-        graphs.capture(lambda sizes: track(sizes, "Capturing decode steps", console=console, transient=True))
+        graphs.capture(lambda kinds: track(kinds, "Capturing small steps", console=console, transient=True))
         self._graphs = graphs
 
     @torch.inference_mode()
     def run(self, batch: TokenBatch) -> Tensor:
-        """Compute a step → hidden states `[N, hidden]` of the rows whose logits are wanted, good until the next."""
-        if self._graphs is not None and self._graphs.fits(batch):
+        """Compute a step, or one of its parts (`by_prefill`) → hidden states `[N, hidden]` of the rows whose logits are
+        wanted, good until the next step."""
+        if self._graphs is not None and self._graphs.fits(batch) and self._as_captured(batch):
             return self._graphs.run(batch)
-        attend = StepAttention(batch, self.store, self.stack)
-        return self._prefill.forward(self.decoder, batch, attend)
+        prefill = batch.allotments[0].sequence.stack.prefill
+        return prefill.forward(self.decoder, batch, StepAttention(batch, self.store))
+
+    def _as_captured(self, batch: TokenBatch) -> bool:
+        """Whether nobody runs by methods of their own."""
+        stacks = {allotment.sequence.stack for allotment in batch.allotments} - {self.stack}
+        decoding = all(allotment.sequence.decoding for allotment in batch.allotments)
+        slots = ("attention.decode",) if decoding else _MIXED_SLOTS
+        return all(
+            stack.get(slot, Seam) is self.stack.get(slot, Seam) for stack in stacks for slot in (*slots, *_DECODE_SLOTS)
+        )
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

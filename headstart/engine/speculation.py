@@ -184,12 +184,7 @@ class Speculation:
             MethodError: something is said about drafts that nobody makes, or guesses could not be verified.
         """
         if stack.optional("drafter", Drafter) is not None:
-            for item in stack.methods:
-                if not item.card.exact and item.card.chunking != "any":
-                    raise MethodError(
-                        f"{item.card.key} makes what a token gives depend on those that run beside it, so that "
-                        "guesses cannot be verified with it: leave out one of them"
-                    )
+            refuse_unverifiable(stack)
             return cls(stack, group=group)
         for item in stack.methods:
             if {"draft_length", "verifier"} & set(item.slots):
@@ -291,3 +286,17 @@ class Speculation:
     def _room(self, sequence: Sequence) -> int:
         """Tokens that a draft may have: the model says one more itself, and nothing is drafted beyond the end."""
         return min(self.drafter.length, sequence.request.max_tokens - sequence.num_output - 1)
+
+
+def refuse_unverifiable(stack: Stack) -> None:
+    """Refuse methods with which a row's result is not that of the token alone.
+
+    Raises:
+        MethodError: there is one.
+    """
+    for item in stack.methods:
+        if not item.card.exact and item.card.chunking != "any":
+            raise MethodError(
+                f"{item.card.key} makes what a token gives depend on those that run beside it, so that "
+                "guesses cannot be verified with it: leave out one of them"
+            )

@@ -1,14 +1,16 @@
 """The methods in force: which object fills which slot, and what they mean together."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, TypeVar
 
-from headstart.checkpoints.reader import Checkpoint
+from headstart.checkpoints.reader import Checkpoint, refuse_without_method
 from headstart.engine.cache import PagedKVStore
 from headstart.engine.request import Sequence
 from headstart.engine.scheduler import StallFree
-from headstart.engine.seams import DEFAULTS, SLOTS, Scheduler, Seam
+from headstart.engine.seams import DEFAULTS, SLOTS, LogitRule, Prefill, Retention, Scheduler, Seam
 from headstart.errors import MethodError, did_you_mean
 
 S = TypeVar("S", bound=Seam)
@@ -27,6 +29,9 @@ class Stack:
         fingerprint: of the lossy ones and their options, and of lossy settings; part of the identity of cached keys.
         shares_keys: whether a prompt's keys may serve another that begins alike: not where they depend on what
             follows them (a prompt that a lossy method needs whole) or on what is no longer there (`Retention`).
+        whole_prompts: whether a method needs each prompt in one piece (its `chunking` trait).
+        holders: unfinished requests of the engine that have this stack.
+        short_prompts: by method, prompts that were too short for it.
 
     Raises:
         MethodError: an unknown method or option, two methods in one slot, or one that needs the model in one piece.
@@ -36,7 +41,11 @@ class Stack:
         from headstart.methods import registry
 
         self.methods = [registry.build(item, "inference") if isinstance(item, str) else item for item in use]
+        self.holders = 0
+        self._ranks = ranks
+        self._checkpoint: Checkpoint | None = None
         self._filled: dict[str, Seam] = {}
+        self.short_prompts: Counter[str] = Counter()
         for item in self.methods:
             if not isinstance(item, Seam) or not hasattr(item, "card"):
                 raise MethodError(f"{item!r} is no method of the engine: give a key, or an instance of a method")
@@ -59,7 +68,7 @@ class Stack:
     @staticmethod
     def _check(item: Any, ranks: int) -> None:
         """Refuse a method whose slots or traits the engine could not honour."""
-        key, min_context = item.card.key, item.card.min_context
+        key, min_context = item.card.key, _min_context(item)
         if ranks > 1 and not item.splits:
             raise MethodError(
                 f"{key} needs all heads of the model in one place, and {ranks} ranks hold some each: leave it out, or "
@@ -85,6 +94,38 @@ class Stack:
         """
         for item in self.methods:
             item.start(checkpoint)
+        self._checkpoint = checkpoint
+        self._settle(lossy_settings)
+
+    def of_request(self, use: Iterable[Any]) -> "Stack":
+        """Another stack with these methods instead of those of this one that can be a request's own.
+
+        Args:
+            use: as for a new stack.
+
+        Raises:
+            MethodError: as for a new stack; or a method can only be the whole engine's, or is left out that the model
+                needs.
+        """
+        assert self._checkpoint is not None, "this stack has not been started"
+        kept = [item for item in self.methods if why_for_all(item)]
+        made = Stack([*kept, *use], self._ranks)
+        own = made.methods[len(kept) :]
+        for item in own:
+            if why := why_for_all(item):
+                raise MethodError(
+                    f"{item.card.key} cannot be one request's own, since {why}: give it to the whole engine, as --use"
+                )
+        keys = [item.card.key for item in made.methods]
+        refuse_without_method(self._checkpoint.config.raw, self._checkpoint.name, keys)
+        for item in own:
+            item.start(self._checkpoint)
+        # The same objects, so that those who have no method in a slot are still run together.
+        made._defaults = self._defaults
+        made._settle(self._lossy_settings)
+        return made
+
+    def _settle(self, lossy_settings: Iterable[str]) -> None:
         self._lossy_settings = sorted(lossy_settings)
         self.exact = self.exact and not self._lossy_settings
         self.fingerprint = self._fingerprint()
@@ -103,9 +144,7 @@ class Stack:
         """The fingerprint for a prompt of this length: it says too which lossy methods a short context keeps out."""
         if not self.fingerprint:
             return ""
-        sides = "".join(
-            str(int(prompt_length >= item.card.min_context)) for item in self.methods if not item.card.exact
-        )
+        sides = "".join(str(int(prompt_length >= _min_context(item))) for item in self.methods if not item.card.exact)
         return f"{self.fingerprint}:{sides}"
 
     @property
@@ -124,6 +163,26 @@ class Stack:
     def scheduler(self) -> Scheduler:
         """What fills the scheduler slot."""
         return self.get("scheduler", Scheduler)
+
+    @cached_property
+    def prefill(self) -> Prefill:
+        """What fills the prefill slot."""
+        return self.get("prefill", Prefill)
+
+    @cached_property
+    def retention(self) -> Retention | None:
+        """What fills the retention slot."""
+        return self.optional("retention", Retention)
+
+    @cached_property
+    def logit_rule(self) -> LogitRule | None:
+        """What fills the slot of logit rules."""
+        return self.optional("logit_rule", LogitRule)
+
+    @cached_property
+    def looks_on(self) -> bool:
+        """Whether a method looks at every token before the next can be drawn."""
+        return self.retention is not None or self.logit_rule is not None
 
     def get(self, slot: str, kind: type[S]) -> S:
         """What fills a slot: a method, or the slot's default."""
@@ -148,4 +207,27 @@ class Stack:
     def min_context(self, slot: str) -> int:
         """Tokens of context below which the slot's default runs instead of its method."""
         found = self._filled.get(slot)
-        return 0 if found is None else found.card.min_context  # type: ignore[attr-defined]
+        return 0 if found is None else _min_context(found)
+
+    def choose(self, slot: str, kind: type[S], context: int, ends_prompt: bool) -> S:
+        """What fills a slot for so many tokens of context: its default where these are too few for the method.
+
+        Args:
+            slot, kind: as for `get`.
+            context: tokens of the sequence.
+            ends_prompt: whether this is the step that a prompt ends with, so that each is counted once.
+        """
+        if context >= self.min_context(slot):
+            return self.get(slot, kind)
+        if ends_prompt:
+            self.short_prompts[self._filled[slot].card.key] += 1  # type: ignore[attr-defined]
+        return self.default(slot, kind)
+
+
+def _min_context(item: Any) -> int:
+    return item.card.min_context if item.min_context is None else item.min_context
+
+
+def why_for_all(item: Any) -> str:
+    """Why a method can only be the whole engine's; empty where it can be one request's own."""
+    return item.for_all or next((why for slot in item.slots if (why := SLOTS[slot].for_all)), "")

@@ -26,5 +26,6 @@ class EngineStats:
     decode_tokens: int = 0
     step_seconds: float = 0.0
     step_sizes: list[int] = field(default_factory=list)
+    swaps: int = 0
     tier_pages_out: int = 0
     tier_pages_in: int = 0

@@ -82,7 +82,7 @@ class Watch:
     Attributes:
         methods: those in force, as `--use` takes them.
         prefill_tokens, decode_tokens: tokens of all steps so far (see `Step`).
-        step_seconds: spent within steps so far.
+        step_seconds, last_seconds: spent within steps so far, and within the last one.
         step_sizes: steps by number of tokens; `STEP_TOKENS` are the buckets' upper bounds.
     """
 
@@ -93,7 +93,7 @@ class Watch:
 
         self.methods = [registry.describe(method) for method in methods]
         self.prefill_tokens = self.decode_tokens = 0
-        self.step_seconds = 0.0
+        self.step_seconds = self.last_seconds = 0.0
         self.step_sizes = [0] * (len(STEP_TOKENS) + 1)
         self._planner, self._store, self._requests = planner, store, requests
         self._steps: deque[Step] = deque(maxlen=STEPS_KEPT)
@@ -119,6 +119,7 @@ class Watch:
         self.prefill_tokens += planned.prefill
         self.decode_tokens += planned.decode
         self.step_seconds += seconds
+        self.last_seconds = seconds
         self.step_sizes[bisect_left(STEP_TOKENS, planned.prefill + planned.decode)] += 1
         for request_id, tokens in planned.chunks:
             if request_id in self._requests:

@@ -27,7 +27,7 @@ from headstart.engine.intake import Prompt
 from headstart.engine.loop import EngineLoop
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.ranks import start_engine
-from headstart.engine.seams import PromptRule, Tokenization, TokenizerIds
+from headstart.engine.seams import Tokenization, TokenizerIds
 from headstart.errors import HeadstartError
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,6 @@ class _Worker:
     def __init__(self, connection: Connection, engine: Engine) -> None:
         self._connection, self._engine = connection, engine
         self._sending = threading.Lock()
-        self._rewrites = engine.stack.optional("prompt_rule", PromptRule) is not None
         self._loop = EngineLoop(engine, self._emit)
 
     def run(self) -> None:
@@ -171,7 +170,9 @@ class _Worker:
 
     def _emit(self, items: list[tuple[int, Item]]) -> None:
         # The counters come with every step, so that a client that counts its tokens finds the same in the metrics.
-        self._send("outputs", [(key, strip(item, self._rewrites)) for key, item in items], self._engine.stats())
+        self._send(
+            "outputs", [(key, strip(item, self._engine.stacks.rewrites)) for key, item in items], self._engine.stats()
+        )
 
     def _send(self, *message: Any) -> None:
         try:

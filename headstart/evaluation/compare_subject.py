@@ -16,7 +16,7 @@ from headstart.checkpoints.reader import run_dtype
 from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.errors import did_you_mean
 from headstart.evaluation.machine import usable_cores
-from headstart.evaluation.random_checkpoint import write_checkpoint, write_gguf, write_tokenizer
+from headstart.evaluation.random_checkpoint import write_checkpoint, write_config, write_gguf, write_tokenizer
 from headstart.evaluation.shape import SHAPES, LlamaShape
 from headstart.evaluation.sides import BenchmarkError
 from headstart.models.config import ModelConfig
@@ -38,6 +38,7 @@ class Subject:
         trained: its weights are those of a training, so that the quality of its answers means something.
         dtype: "float32" or "bfloat16", which all sides run in.
         device: "cpu", "cuda" or "cuda:N".
+        dummy: the directory has no weights: whoever loads it draws random ones.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Subject:
     trained: bool
     dtype: str
     device: str
+    dummy: bool = False
 
     @classmethod
     def of_model(cls, model: str | None, *, dtype: str | None = None, device: str | None = None) -> "Subject":
@@ -62,9 +64,16 @@ class Subject:
 
     @classmethod
     def of_shape(
-        cls, shape: str, directory: Path, *, seed: int, dtype: str | None = None, device: str | None = None
+        cls,
+        shape: str,
+        directory: Path,
+        *,
+        seed: int,
+        dtype: str | None = None,
+        device: str | None = None,
+        dummy: bool = False,
     ) -> "Subject":
-        """Random weights of a known shape, written to a directory.
+        """Random weights of a known shape, written to a directory, or with `dummy` its config and words alone.
 
         Raises:
             BenchmarkError: an unknown shape; the nearest is named.
@@ -72,11 +81,14 @@ class Subject:
         if shape not in SHAPES:
             near = did_you_mean(shape, SHAPES) or f"; there are: {', '.join(SHAPES)}"
             raise BenchmarkError(f"unknown shape {shape!r}{near}")
-        write_checkpoint(directory, SHAPES[shape], seed=seed)
+        if dummy:
+            write_config(directory, SHAPES[shape])
+        else:
+            write_checkpoint(directory, SHAPES[shape], seed=seed)
         write_tokenizer(directory, SHAPES[shape].vocab)
         config = ModelConfig.from_hf(read_json(directory / "config.json"))
         name = f"random {shape}"
-        return cls(name, directory, config, False, _known_dtype(dtype or "bfloat16"), _known_device(device))
+        return cls(name, directory, config, False, _known_dtype(dtype or "bfloat16"), _known_device(device), dummy)
 
     @property
     def longest(self) -> int:

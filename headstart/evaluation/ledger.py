@@ -25,10 +25,13 @@ import headstart
 from headstart.errors import HeadstartError
 from headstart.evaluation.ledger_sources import file_digest
 from headstart.evaluation.machine import Machine, MachinePeaks
+from headstart.evaluation.timeline import Timeline
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["engine", "method", "compare", "serve", "quality", "training", "ops"]
+Kind = Literal[
+    "engine", "method", "compare", "serve", "quality", "training", "ops", "capacity", "placement", "simulator"
+]
 Verdict = Literal["better", "same", "worse", "unknown"]
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
 
@@ -201,6 +204,7 @@ class LedgerEntry(_Strict):
         dirty: files had changed since the commit.
         sources: digests of the source files of the methods that ran, by path from the package's parent.
         crossovers: from which lengths on sides are better than others.
+        timelines: what the engine's steps were made of under load, a side each.
         partial: why the run ended early; such an entry is shown and never written to the ledger.
     """
 
@@ -223,6 +227,7 @@ class LedgerEntry(_Strict):
     ratios: list[Ratio] = []
     crossovers: list[Crossover] = []
     notes: list[str] = []
+    timelines: list[Timeline] = []
     partial: str | None = None
 
     @property

@@ -34,6 +34,7 @@ from headstart.evaluation.method_bench_spec import (
 )
 from headstart.evaluation.reuse_bench import ReuseRun
 from headstart.evaluation.sides import BenchmarkError
+from headstart.evaluation.timeline import Timeline
 from headstart.methods import registry
 
 _OWN_VERSIONS = {"headstart": headstart.__version__, "torch": torch.__version__}
@@ -58,6 +59,7 @@ class MethodBenchSettings:
         seed: of prompts, arrivals and examples; the first of a training method's.
         threads: of every side (default: what suits the model).
         dtype, device: of the model (default: the checkpoint's, and an accelerator if there is one).
+        trace: of arrivals and lengths, replayed at the pace of a load; the queue has its mean lengths.
         data: directory with texts and evaluation sets.
         quick: a few small measurements that show that it works.
     """
@@ -71,6 +73,7 @@ class MethodBenchSettings:
     threads: int | None = None
     dtype: str | None = None
     device: str | None = None
+    trace: Path | None = None
     data: Path | None = None
     quick: bool = False
 
@@ -94,6 +97,7 @@ class Measured:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     loads: dict[str, LoadResult] = field(default_factory=dict)
+    timelines: list[Timeline] = field(default_factory=list)
     partial: str | None = None
     seeds: list[int] = field(default_factory=list)
 
@@ -136,8 +140,7 @@ def run_method_bench(
     card = registry.card(settings.use.partition(":")[0].strip())
     spec = bench_of(card)
     ledger.check_key(key or card.key)
-    on_gpu = torch.cuda.is_available() and not (settings.device or "cuda").startswith("cpu")
-    if spec.needs_gpu and not (on_gpu or settings.quick):
+    if spec.needs_gpu and not (_on_gpu(settings.device) or settings.quick):
         raise BenchmarkError(
             f"{card.key} is measured on a GPU, which is not there or not asked for: --quick shows that it works here"
         )
@@ -163,12 +166,21 @@ def run_method_bench(
         peaks=bench.peaks,
         versions={"python": platform.python_version(), **measured.versions},
         seeds=measured.seeds or [settings.seed],
-        settings=_as_json({**asdict(settings), "data": None, "baseline": spec.baseline, "workloads": bench.described}),
+        settings=_as_json(
+            {
+                **asdict(settings),
+                "data": None,
+                "trace": settings.trace and settings.trace.name,
+                "baseline": spec.baseline,
+                "workloads": bench.described,
+            }
+        ),
         sources=source_digests(methods),
         rows=measured.rows,
         ratios=_by_headline(measured.ratios, spec.headline),
         crossovers=measured.crossovers,
         notes=measured.notes,
+        timelines=measured.timelines,
         partial=measured.partial,
     )
     return Outcome(entry, spec, card, sides, measured.loads)
@@ -184,6 +196,10 @@ def _by_headline(ratios: Sequence[Ratio], headline: Sequence[str]) -> list[Ratio
         return places.get(ratio.name, places.get(metric, len(places))), -at if metric in places else at
 
     return [ratio for _, ratio in sorted(enumerate(ratios), key=place)]
+
+
+def _on_gpu(device: str | None) -> bool:
+    return torch.cuda.is_available() and not (device or "cuda").startswith("cpu")
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
@@ -235,14 +251,24 @@ class _Bench:
                 seed=settings.seed,
                 dtype=settings.dtype,
                 device=settings.device,
+                dummy=self._draws_weights,
             )
         return Subject.of_model(settings.model, dtype=settings.dtype, device=settings.device)
+
+    @property
+    def _draws_weights(self) -> bool:
+        """Whether servers draw the weights of a shape: a load asks for nothing else, and a GPU holds what takes minutes
+        to write."""
+        under_load = any(isinstance(workload, Load) for workload in self.spec.workloads)
+        return under_load and self.settings.shape is not None and _on_gpu(self.settings.device)
 
     def _measure(self, workload: Workload, subject: Subject, measured: Measured) -> None:
         if isinstance(workload, OfflineLengths):
             self._over_lengths(workload, subject, measured)
         elif isinstance(workload, Load):
             self._under_load(workload, subject, measured)
+        elif isinstance(workload, Quality) and subject.dummy:
+            measured.notes.append("quality was not measured: the servers drew their weights")
         elif isinstance(workload, Quality):
             self._quality(workload, subject, measured)
         elif isinstance(workload, Reuse):
@@ -279,6 +305,7 @@ class _Bench:
             subject=subject,
             contenders=self.contenders,
             load=workload,
+            trace=settings.trace,
             repeats=settings.repeats or (1 if settings.quick else _ROUNDS),
             seed=settings.seed,
             threads=settings.threads or subject.threads,
@@ -289,6 +316,7 @@ class _Bench:
         measured.ratios += found.ratios
         measured.notes += found.notes
         measured.loads = found.paced
+        measured.timelines = found.timelines
         measured.versions |= _OWN_VERSIONS
         measured.partial = found.partial
 

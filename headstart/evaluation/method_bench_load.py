@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
+from headstart.engine.watch import Step
+from headstart.evaluation.capacity.loads import LEAST_REQUESTS, LoadShape
 from headstart.evaluation.compare_figures import ratios_of
 from headstart.evaluation.compare_lengths import Contender
 from headstart.evaluation.compare_rounds import INTERRUPTED, Reporter, duration
@@ -19,23 +21,27 @@ from headstart.evaluation.load.served import ServedModel
 from headstart.evaluation.load.settings import Lengths, LoadSettings
 from headstart.evaluation.method_bench_spec import Load
 from headstart.evaluation.sides import BenchmarkError
+from headstart.evaluation.timeline import Timeline, read_steps, timelines
 
 _PAGE = 16
 _MOST_SEQUENCES, _LEAST_SEQUENCES = 32, 4
 _CACHE_SHARE = 0.2
 _PROBE_TOKENS = 4096
+# So many requests of a trace tell its mean lengths.
+_TRACED = 200
 # Of the latencies with a queue only these say something: how long the queue is decides the others.
 _QUEUED = ("output throughput", "requests answered", "TPOT p50", "ITL p99")
 
 
 @dataclass
 class LoadOutcome:
-    """What was measured: rows, ratios to the first contender, and the loads of the first round for a picture."""
+    """What was measured: rows, ratios to the first contender, and the first round's loads and steps for pictures."""
 
     rows: list[Row] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     paced: dict[str, LoadResult] = field(default_factory=dict)
+    timelines: list[Timeline] = field(default_factory=list)
     partial: str | None = None
 
 
@@ -52,6 +58,7 @@ class LoadRun:
         threads: of each server.
         directory: where the requests of every load are kept, as JSON lines; None keeps none.
         reporter: hears how it goes on.
+        trace: of the paced arrivals and lengths (default: drawn ones).
     """
 
     subject: Subject
@@ -62,6 +69,8 @@ class LoadRun:
     threads: int
     directory: Path | None
     reporter: Reporter
+    trace: Path | None = None
+    steps: dict[str, list[Step]] = field(default_factory=dict)
     results: dict[tuple[str, str], list[LoadResult]] = field(default_factory=lambda: defaultdict(list))
 
     def run(self) -> LoadOutcome:
@@ -86,6 +95,8 @@ class LoadRun:
             for round_, (part, settings), label in parts:
                 self.reporter.step(f"round {round_ + 1}, {part}: {label}")
                 result = self._put(replace(settings, seed=self.seed + round_), urls[label], part, label, round_)
+                if round_ == 0 and part == "paced" and result.origin is not None:
+                    self.steps[label] = read_steps(urls[label], result.origin)
                 if result.partial:
                     return result.partial if result.ended_by else f"{label}: {result.partial}"
                 self.results[part, label].append(result)
@@ -106,6 +117,7 @@ class LoadRun:
         options = [str(self.subject.path), "--dtype", self.subject.dtype, "--device", self.subject.device]
         options += ["--max-num-seqs", str(sequences), "--num-pages", str(pages)]
         options += ["--max-model-len", str(max(most + 1, probe))]
+        options += ["--load-format", "dummy"] if self.subject.dummy else []
         for use in contender.use:
             options += ["--use", use]
         return ServedModel(options, threads=self.threads)
@@ -123,11 +135,22 @@ class LoadRun:
         shares = [max(1, int(room * share)) for share in self.load.input_tokens]
         return Lengths(*shares), Lengths(low, high)
 
+    def _traced(self, requests: int, vocab: int | None) -> LoadShape:
+        """The first requests of the trace, cut to what the model has room for."""
+        longest = [lengths.high for lengths in self._lengths()]
+        settings = LoadSettings(
+            trace=str(self.trace), max_input=longest[0], max_output=longest[1], seed=self.seed, warmup=1, vocab=vocab
+        )
+        return LoadShape.of(settings, requests)
+
     def _warm_up(self, urls: dict[str, str]) -> tuple[LoadSettings, LoadSettings]:
         """A short queue on every server, which is dropped; what the first answers sets the pace of all."""
         prompts, answers = self._lengths()
         # Random weights come with words that nobody writes: their ids are given instead.
         vocab = None if self.subject.trained else self.subject.config.vocab_size
+        traced = None if self.trace is None else self._traced(_TRACED, vocab)
+        if traced is not None:
+            prompts, answers = traced.means
         common = LoadSettings(input_tokens=prompts, output_tokens=answers, seed=self.seed + 1000, warmup=1, vocab=vocab)
         first = replace(common, users=self.load.users, num_requests=self.load.users)
         rates, service = [], 0.0
@@ -141,6 +164,10 @@ class LoadRun:
         arrivals, queue = (max(part, self.load.depth * service) for part in self.load.seconds)
         rate = float(f"{self.load.pace * rates[0]:.2g}")
         paced = replace(common, rate=rate, cv=self.load.cv, duration=arrivals, probe=True)
+        if traced is not None:
+            count = max(LEAST_REQUESTS, round(rate * arrivals))
+            paced = replace(self._traced(count, vocab).settings_at(rate), probe=True)
+            arrivals = count / rate
         queued = replace(common, users=self.load.users, duration=queue)
         # The last answers, and the second that the probe runs alone.
         each = arrivals + queue + 2 * self.load.users * service + 2.0
@@ -172,15 +199,25 @@ class LoadRun:
             rows = to_rows(self.results["queued", label][:rounds], label)
             outcome.rows += [r.model_copy(update={"name": f"{r.name} (queue)"}) for r in rows if r.name in _QUEUED]
         outcome.ratios = ratios_of(outcome.rows, labels)
+        outcome.timelines = timelines(self.steps)
         outcome.paced = {label: self.results["paced", label][0] for label in labels}
         outcome.notes = self._notes(paced, labels)
         return outcome
 
     def _notes(self, paced: LoadSettings, labels: Sequence[str]) -> list[str]:
+        if self.trace is None:
+            what = (
+                f"{paced.rate:g} requests per second with spread {paced.cv:g}, prompts of {paced.input_tokens} and "
+                f"answers of {paced.output_tokens} tokens"
+            )
+        else:
+            what = (
+                f"the first {paced.num_requests} requests of {self.trace.name}, {paced.fast_forward:.3g} times as "
+                f"fast, prompts cut to {paced.max_input} and answers to {paced.max_output} tokens"
+            )
         found = [
-            f"paced: {paced.rate:g} requests per second with spread {paced.cv:g}, prompts of {paced.input_tokens} and "
-            f"answers of {paced.output_tokens} tokens, over HTTP, beside one long decode (the probe); queue: the same "
-            f"requests from {self.load.users} users without a pause",
+            f"paced: {what}, over HTTP, beside one long decode (the probe); queue: requests "
+            f"{'of the mean lengths ' if self.trace else ''}from {self.load.users} users without a pause",
         ]
         for label in labels:
             notes = [note for part in ("paced", "queued") for r in self.results[part, label] for note in r.notes()]

@@ -10,7 +10,7 @@ import torch
 from headstart.engine.engine import Engine
 from headstart.engine.params import SamplingParams
 from headstart.engine.seams import Selector
-from headstart.ops.attention import RaggedLayout, Selection
+from headstart.ops.attention import AnySelection, RaggedLayout, Selection
 
 
 @dataclass
@@ -48,7 +48,7 @@ def _counted(selector: Selector) -> Iterator[_Skipped]:
     skipped = _Skipped()
     select = selector.select
 
-    def counted(spec: Any, q: torch.Tensor, keys: torch.Tensor, layout: RaggedLayout) -> Selection | None:
+    def counted(spec: Any, q: torch.Tensor, keys: torch.Tensor, layout: RaggedLayout) -> AnySelection | None:
         found = select(spec, q, keys, layout)
         if found is not None:
             skipped.pairs += skipped_pairs(found, layout)
@@ -61,8 +61,11 @@ def _counted(selector: Selector) -> Iterator[_Skipped]:
         del selector.select
 
 
-def skipped_pairs(selection: Selection, layout: RaggedLayout) -> float:
-    """Causal query-key pairs that a selection leaves out in one layer, as a mean over its KV heads."""
+def skipped_pairs(selection: AnySelection, layout: RaggedLayout) -> float:
+    """Causal query-key pairs that a selection leaves out in one layer, as a mean over its heads."""
+    if not isinstance(selection, Selection):
+        shapes = zip(layout.query_lengths, layout.kv_lengths, strict=True)
+        return sum(queries * (2 * keys - queries + 1) / 2 for queries, keys in shapes) - selection.pairs(layout)
     total = 0.0
     for s, (queries, keys) in enumerate(zip(layout.query_lengths, layout.kv_lengths, strict=True)):
         start = torch.arange(0, keys, layout.page_size, device=selection.pages.device)

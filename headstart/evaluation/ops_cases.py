@@ -210,7 +210,7 @@ _DRAWS = {
 
 
 def draw_cases(shapes: OpShapes) -> Iterator[OpCase]:
-    """One token per row; beside it the plain way, which sorts the vocabulary."""
+    """One token per row; beside it the plain way, which sorts the vocabulary where top-k or top-p wants it."""
     size = shapes.model.vocab
 
     def inputs(rows: int, temperature: float, top_k: int, top_p: float, spread: float) -> tuple[Tensor, ...]:
@@ -227,12 +227,25 @@ def draw_cases(shapes: OpShapes) -> Iterator[OpCase]:
                 "draw",
                 f"{rows} x {size}, {name}",
                 partial(inputs, rows, *settings),
-                {OURS: draw, PLAIN: _draw_by_sorting},
+                {OURS: draw, PLAIN: _plain_draw(*settings[:3])},
                 draw_reference,
                 0.0,
                 4.0 * rows * size,
                 frozenset() if shapes.device.type == "cuda" else frozenset((OURS,)),
             )
+
+
+def _plain_draw(temperature: float, top_k: int, top_p: float) -> Callable[..., Tensor]:
+    """What plain PyTorch would do for such settings."""
+    if temperature == 0:
+        return lambda logits, *_: logits.argmax(-1)
+    return _draw_by_sorting if top_k or top_p < 1 else _draw_in_order
+
+
+def _draw_in_order(logits: Tensor, temperature: Tensor, *others: Tensor) -> Tensor:
+    cumulative = torch.softmax(logits / temperature.float().clamp(min=1e-5)[:, None], -1).double().cumsum(-1)
+    points = others[-1][:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True).clamp(max=logits.shape[1] - 1)[:, 0]
 
 
 def _draw_by_sorting(

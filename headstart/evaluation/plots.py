@@ -11,7 +11,10 @@ from headstart.evaluation.load.plot import plot_loads
 from headstart.evaluation.load.result import LoadResult
 from headstart.evaluation.report_tables import figure, sides_of
 from headstart.evaluation.sides import BenchmarkError
+from headstart.evaluation.timeline import Timeline
 
+# Steps of up to so many tokens are drawn in proportion, larger ones by the logarithm.
+_LINEAR_TOKENS = 16
 _SUFFIXES = (".png", ".svg")
 # Told apart by people who do not see some colours, on white.
 _COLOURS = ("#3b4252", "#c2410c", "#1d6fa5", "#5a7d2a", "#8b3fa0", "#a16207")
@@ -124,6 +127,44 @@ def draw_loads(loads: Mapping[str, LoadResult], stem: Path) -> Picture:
         "feel the others. Below: time to first token by arrival. The first round, with the same arrivals for both."
     )
     return Picture("Who waits for whom", caption, files)
+
+
+def draw_steps(timelines: Sequence[Timeline], stem: Path) -> Picture:
+    """Tokens of every step over time, prompts stacked on answers, for each side over the same time."""
+    caption = (
+        "Every step of the engine while the same load makes it read most: as wide as the time it took, as high as it "
+        "had tokens, those of prompts on those of answers, on a logarithmic scale. No token of any answer comes before "
+        "its step has ended."
+    )
+    return Picture("What each step was made of", caption, _save(steps_figure(timelines), stem))
+
+
+def steps_figure(timelines: Sequence[Timeline]) -> Any:
+    """The canvas of `draw_steps`, for whoever keeps it elsewhere."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(11.0, 0.8 + 2.2 * len(timelines)), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots(len(timelines), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axis, line in zip(axes, timelines, strict=True):
+        # Up at each step's beginning and down at its end: what is between two steps is idle.
+        times = [time for start, took in zip(line.began, line.seconds, strict=True) for time in (start, start + took)]
+        decode = [value for tokens in line.decode for value in (tokens, 0)]
+        both = [value for d, p in zip(line.decode, line.prefill, strict=True) for value in (d + p, 0)]
+        axis.fill_between(times, both, step="post", color=_COLOURS[1], linewidth=0, label="prompts")
+        axis.fill_between(times, decode, step="post", color=_COLOURS[2], linewidth=0, label="answers")
+        axis.set_title(f"{line.side}: longest step {figure(max(line.seconds), 's')}", fontsize="medium")
+        axis.set_ylabel("tokens")
+        axis.grid(alpha=0.25)
+    # One answer's token must be seen beside a prompt of thousands.
+    axes[0].set_yscale("symlog", linthresh=_LINEAR_TOKENS)
+    axes[0].yaxis.set_major_formatter(lambda value, _: figure(value))
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(loc="upper right", fontsize="small")
+    axes[-1].set_xlabel("seconds since the load began")
+    axes[-1].set_xlim(max(line.began[0] for line in timelines), min(line.end for line in timelines))
+    return canvas
 
 
 def _draw_band(axis: Any, line: Sequence[Row], side: str, colour: str) -> None:

@@ -188,23 +188,13 @@ class HeadstartSide:
             first, begun, kept, held = 0.0, 0, 1.0, 0
             while engine.has_work:
                 engine.step()
-                held = max(held, store.num_pages - store.num_free)
+                held = max(held, getattr(store, "bytes_held", 0))
                 if not first and sequence.num_output:
                     first, begun = time.perf_counter(), sequence.num_output
                     kept = sequence.kv_length / max(1, sequence.num_computed)
             end = time.perf_counter()
         rate = (sequence.num_output - begun) / (end - first)
-        return Answer(first - start, rate, sequence.output_ids, held * self._page_bytes(), kept, *peak)
-
-    def _page_bytes(self) -> int:
-        """Keys and values of one page in all layers that have their own."""
-        from headstart.engine.seams import KVLayout
-
-        engine = self.llm.engine
-        decoder = engine.checkpoint.decoder
-        layers = engine.stack.get("kv_layout", KVLayout).layers(decoder.attention_specs, decoder.dtype)
-        own = (2 * kv.num_kv_heads * kv.head_dim * kv.dtype.itemsize for kv in layers if kv.alias_of is None)
-        return sum(own) * engine.store.page_size
+        return Answer(first - start, rate, sequence.output_ids, held, kept, *peak)
 
     def concurrent(self, prompts: list[list[int]], tokens: int) -> Measured:
         start = time.perf_counter()

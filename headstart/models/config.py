@@ -159,6 +159,16 @@ class ModelConfig:
         )
 
     @property
+    def num_matrix_weights(self) -> int:
+        """Weights in matrices, an output layer of its own left out: at least so many are in the files."""
+        attention = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim * self.hidden_size
+        sparse = sum(self.moe_layers)
+        inner = (self.num_layers - sparse) * self.intermediate_size
+        if self.moe is not None:
+            inner += sparse * self.moe.num_experts * self.moe.intermediate_size
+        return self.hidden_size * (self.vocab_size + 3 * inner) + self.num_layers * attention
+
+    @property
     def max_extended_position(self) -> int:
         """The longest sequence that the model can be asked for: `max_position`, or further where RoPE stretches."""
         return max([self.max_position, *(rope.reach for rope in self.ropes.values())])

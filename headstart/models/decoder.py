@@ -16,6 +16,7 @@ from headstart.models.layers import Embedding, Linear, Quantized, RMSNorm, Summe
 from headstart.models.parallel import ALONE, Ranks
 from headstart.models.rope import Rope
 from headstart.ops.activation import gated
+from headstart.ops.attention.reach import Reach
 from headstart.ops.linear import linear
 from headstart.ops.moe import empty_experts, mix_experts, route
 from headstart.ops.rotary import HeadNorms, RotaryRows, apply_rotary, rotary_rows, rotate_heads
@@ -32,6 +33,7 @@ class AttentionSpec:
         scale: factor on query-key products.
         window: how many tokens a query sees, itself included; None is all before it.
         softcap: scores become `softcap * tanh(score / softcap)`; None leaves them.
+        reach: which blocks a query sees by their places alone, where training is to know it; None is all.
     """
 
     layer: int
@@ -41,6 +43,7 @@ class AttentionSpec:
     scale: float
     window: int | None
     softcap: float | None
+    reach: Reach | None = None
 
 
 class Attend(Protocol):

@@ -7,6 +7,7 @@ from headstart.errors import CheckpointError
 
 # No size comes near these bounds, and within them nothing that is computed from a config overflows.
 _MOST_INTEGER = 2**31 - 1
+_LONGEST_SHOWN = 80
 _LEAST_NUMBER, _MOST_NUMBER = 1e-30, 1e30
 
 
@@ -98,7 +99,7 @@ class Fields:
 
     def bad(self, name: str, wanted: str, value: Any) -> CheckpointError:
         """What to raise when a field holds something else than what is wanted."""
-        return CheckpointError(f"{name} in {self.source} must be {wanted}, not {value!r}")
+        return CheckpointError(f"{name} in {self.source} must be {wanted}, not {shown(value)}")
 
     def _get(self, name: str) -> Any:
         value = self.raw.get(name)
@@ -106,6 +107,12 @@ class Fields:
 
     def _missing(self, name: str) -> CheckpointError:
         return CheckpointError(f"{self.source} has no field {name!r}, which this architecture needs")
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def _is_number(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Causal attention within each document of a flat list of tokens: what training and packed scoring run."""
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from headstart.ops.attention.choice import forced
+from headstart.ops.attention.reach import Reach, seen_mask
 from headstart.ops.kernels import has_triton
 from headstart.ops.packed_flash import Bounds, bounds, flash_attention
 
@@ -53,18 +55,20 @@ class PackedMask:
         self.flash = segments.start.is_cuda and forced() == "triton" and has_triton() if flash is None else flash
         self._blocks: dict[int | None, BlockMask] = {}
         self._bounds: dict[int | None, Bounds] = {}
+        self._reached: dict[Reach, BlockMask] = {}
 
-    def prepare(self, windows: set[int | None]) -> None:
-        """Make the block masks of these windows, outside of compiled code."""
+    def prepare(self, windows: set[int | None], reaches: AbstractSet[Reach] = frozenset()) -> None:
+        """Make the block masks of these windows and reaches, outside of compiled code."""
         start = self.segments.start
         if start.is_cuda:
             self._blocks = {window: block_mask(start, window) for window in windows}
+            self._reached = {reach: reach_block_mask(start, reach) for reach in reaches}
         if self.flash:
             self._bounds = {window: bounds(start, window) for window in windows}
 
-    def block(self, window: int | None) -> BlockMask:
-        """The block mask of a window."""
-        return self._blocks[window]
+    def block(self, window: int | None, reach: Reach | None = None) -> BlockMask:
+        """The block mask of a window, or of a reach."""
+        return self._blocks[window] if reach is None else self._reached[reach]
 
     def bounds(self, window: int | None) -> Bounds:
         """The bounds of a window."""
@@ -80,21 +84,23 @@ def packed_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    reach: Reach | None = None,
 ) -> Tensor:
     """Exact causal attention, differentiable.
 
     Args:
         q: `[T, H, D]`.
         k, v: `[T, Hkv, D]`, Hkv a divisor of H.
-        mask: the documents; prepared for `window`.
+        mask: the documents; prepared for `window` and `reach`.
         scale: factor on query-key products.
         window: how many tokens a query sees, itself included; None is all before it.
         softcap: scores become `softcap * tanh(score / softcap)`.
+        reach: which blocks of its document a query sees, by their places alone; without a window.
 
     Returns:
         `[T, H, D]`.
     """
-    if mask.flash and softcap is None and q.shape[2] <= 256:
+    if mask.flash and softcap is None and reach is None and q.shape[2] <= 256:
         return flash_attention(q, k, v, mask.bounds(window), scale=scale)[0]
     if q.is_cuda:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
@@ -104,12 +110,13 @@ def packed_attention(
             k,
             v,
             score_mod=_softcap_mod(softcap) if softcap is not None else None,
-            block_mask=mask.block(window),
+            block_mask=mask.block(window, reach),
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return out[0].transpose(0, 1)
-    return _each_document(q, k, v, mask.segments.lengths, scale, window, softcap)  # pyright: ignore[reportCallIssue]
+    lengths = mask.segments.lengths
+    return _each_document(q, k, v, lengths, scale, window, softcap, reach)  # pyright: ignore[reportCallIssue]
 
 
 def packed_attention_reference(
@@ -147,15 +154,26 @@ def _each_document(
     scale: float,
     window: int | None,
     softcap: float | None,
+    reach: Reach | None,
 ) -> Tensor:
     parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-    return torch.cat([_one_document(*part, scale, window, softcap) for part in parts])
+    return torch.cat([_one_document(*part, scale, window, softcap, reach) for part in parts])
 
 
-def _one_document(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+def _one_document(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    reach: Reach | None,
+) -> Tensor:
     """One document on a CPU."""
     length, heads = q.shape[:2]
-    if softcap is None and (window is None or window >= length):
+    if reach is not None and reach.whole(length):
+        reach = None
+    if softcap is None and reach is None and (window is None or window >= length):
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=heads != k.shape[1])
         return out[0].transpose(0, 1)
@@ -164,6 +182,8 @@ def _one_document(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | N
     place = torch.arange(length)
     distance = place[:, None] - place[None]
     seen = (distance >= 0) & (distance < (window or length))
+    if reach is not None:
+        seen &= seen_mask(reach, length)
     scores = torch.einsum("qhd,khd->hqk", q, k).float() * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -202,6 +222,41 @@ def block_mask(start: Tensor, window: int | None) -> BlockMask:
         partial[None, None],
         (block - whole)[None, None],
         (whole[:, None] + column).clamp(max=last)[None, None],
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=seen,
+        seq_lengths=(size, size),
+    )
+
+
+def reach_block_mask(start: Tensor, reach: Reach) -> BlockMask:
+    """The same for a reach: blocks that hold no visible pair are left out, and the rule decides within the others.
+
+    Args:
+        start: `[T]` int32, where each token's document begins.
+        reach: counted from there.
+    """
+    size = start.shape[0]
+    place = torch.arange(size, dtype=torch.int32, device=start.device)
+
+    # Compiled code takes plain numbers; no block has the number of a stride beyond all places.
+    size_of, sink, local, stride = reach.block, reach.sink, reach.local, reach.stride or size + 1
+
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        begin = start[query]
+        far = (key - begin) // size_of
+        wanted = (far < sink) | ((query - begin) // size_of - far < local) | ((far + 1) % stride == 0)
+        return (key <= query) & (key >= begin) & wanted
+
+    first = place[: -(-size // _BLOCK)] * _BLOCK
+    last = (first + _BLOCK - 1).clamp(max=size - 1)
+    block = (place - start) // size_of
+    wide = (block < sink) | ((block + 1) % stride == 0)
+    wide = F.pad(wide, (0, len(first) * _BLOCK - size)).view(-1, _BLOCK).any(1)
+    near = first[:, None] - last[None] < local * size_of
+    looks = (first[None] <= first[:, None]) & (last[None] >= start[first][:, None]) & (wide[None] | near)
+    return BlockMask.from_kv_blocks(
+        looks.sum(-1, dtype=torch.int32)[None, None],
+        (~looks).byte().argsort(stable=True, dim=-1).int()[None, None],
         BLOCK_SIZE=_BLOCK,
         mask_mod=seen,
         seq_lengths=(size, size),

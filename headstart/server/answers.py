@@ -58,7 +58,7 @@ class Answer(ABC):
             HeadstartError: a job was refused.
             ClientGone: the client left before the answer began.
         """
-        outputs = self.service.run(self.jobs, self.id, self.asked.cache_salt, self.arrival)
+        outputs = self.service.run(self.jobs, self.id, self.asked.cache_salt, self.arrival, self.asked.use)
         closing = self.service.lifecycle.closing
         if self.asked.stream:
             begun = await begin(outputs, request.receive, closing)

@@ -22,6 +22,7 @@ from headstart.server.lifecycle import DrainGate
 from headstart.server.limits import Outermost, TenantGate
 from headstart.server.metrics import AnswerCounter
 from headstart.server.openapi import openapi_routes
+from headstart.server.own_methods import OwnMethods
 from headstart.server.responses import response_routes
 from headstart.server.service import Service
 from headstart.server.tenants import Tenants, tenants_of_keys
@@ -45,6 +46,7 @@ def create_app(
     client_timeout: float = CLIENT_TIMEOUT,
     allowed_origins: Sequence[str] = (),
     tracing: Tracing | None = None,
+    allow_use: Sequence[str] = (),
 ) -> FastAPI:
     """The application around `engine`, which it shuts down when it ends. `app.state.service` holds its parts.
 
@@ -58,12 +60,13 @@ def create_app(
         client_timeout: seconds that a client may take to send a body, or to read what was sent to it.
         allowed_origins: web pages of these origins may call the server from a browser; `*` is every page.
         tracing: takes spans of every request (`tracing_to`); None makes none.
+        allow_use: methods that requests may bring for themselves, as `--use` takes them.
 
     Raises:
-        HeadstartError: an API key is empty.
+        HeadstartError: an API key is empty, or a method cannot be a request's own.
     """
     tenants = tenants or tenants_of_keys(api_keys)
-    service = Service(engine, served_model_name or engine.model_name, max_queued_requests)
+    service = Service(engine, served_model_name or engine.model_name, max_queued_requests, OwnMethods(allow_use))
     app = FastAPI(
         title="Headstart",
         version=__version__,
@@ -158,4 +161,5 @@ def _model(service: Service) -> dict[str, Any]:
         "root": service.engine.model_name,
         "max_model_len": service.engine.max_model_len,
         "exact": service.engine.exact,
+        "allow_use": service.methods.allowed,
     }

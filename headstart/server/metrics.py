@@ -107,6 +107,7 @@ class EngineCollector(Collector):
         for reason, count in stats.finished.items():
             finished.add_metric([self._model_name, reason], count)
         yield finished
+        yield self._of_methods(stats.methods)
         info = GaugeMetricFamily(
             "headstart:engine_info", "Always 1; the labels tell.", labels=["model_name", "version", "exact"]
         )
@@ -121,6 +122,15 @@ class EngineCollector(Collector):
         sizes = sizes or [0] * len(bounds)  # an engine that has only begun
         buckets = [(str(bound), count) for bound, count in zip(bounds, accumulate(sizes), strict=True)]
         family.add_metric([self._model_name], buckets, tokens)
+        return family
+
+    def _of_methods(self, methods: dict[str, dict[str, int]]) -> Metric:
+        family = CounterMetricFamily(
+            "headstart:method_counts", "What the methods in force count.", labels=["model_name", "method", "what"]
+        )
+        for key, counts in methods.items():
+            for what, count in counts.items():
+                family.add_metric([self._model_name, key, what], count)
         return family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:

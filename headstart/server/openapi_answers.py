@@ -136,7 +136,14 @@ _EMBEDDINGS = record(
     usage=record(prompt_tokens=COUNT, total_tokens=COUNT, prompt_tokens_details=_CACHED, **_TIMES),
 )
 _MODEL = record(
-    id=TEXT, object=one_of("model"), created=COUNT, owned_by=TEXT, root=TEXT, max_model_len=COUNT, exact=FLAG
+    id=TEXT,
+    object=one_of("model"),
+    created=COUNT,
+    owned_by=TEXT,
+    root=TEXT,
+    max_model_len=COUNT,
+    exact=FLAG,
+    allow_use=several(TEXT),
 )
 
 ANSWERS: dict[str, Schema] = {

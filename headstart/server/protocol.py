@@ -16,6 +16,8 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
 MAX_CHUNKS = 1024
+MAX_METHODS = 8
+MAX_METHOD_CHARACTERS = 256
 
 LOWEST_PRIORITY = 2**31
 
@@ -102,6 +104,10 @@ class StructuredOutputsField(Body):
     grammar: str | None = None
 
 
+OwnUse = Annotated[list[Annotated[str, Field(max_length=MAX_METHOD_CHARACTERS)]] | None, Field(max_length=MAX_METHODS)]
+"""Methods for one request, as `--use` takes them; none of them is the model alone."""
+
+
 class GenerationRequest(LabelledRequest):
     """What completions and chat have in common."""
 
@@ -127,6 +133,7 @@ class GenerationRequest(LabelledRequest):
     cache_salt: str | None = Field(default=None, max_length=MAX_SALT_CHARACTERS)
     chunks: list[str] | None = Field(default=None, max_length=MAX_CHUNKS)
     priority: int | None = Field(default=None, ge=-LOWEST_PRIORITY, le=LOWEST_PRIORITY)
+    use: OwnUse = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -27,6 +27,7 @@ from headstart.server.protocol import (
     MAX_SALT_CHARACTERS,
     ChatRequest,
     JsonSchema,
+    OwnUse,
     ResponseFormat,
     StreamOptions,
 )
@@ -34,7 +35,7 @@ from headstart.server.protocol import (
 # Fields that mean the same in a chat.
 _SHARED = (
     *("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos", "stream"),
-    *("cache_salt", "chunks", "priority", "parallel_tool_calls", "chat_template_kwargs"),
+    *("cache_salt", "chunks", "priority", "use", "parallel_tool_calls", "chat_template_kwargs"),
 )
 _LOGPROBS = "message.output_text.logprobs"
 # What a chat calls differently.
@@ -174,6 +175,7 @@ class ResponsesRequest(LabelledRequest):
     cache_salt: str | None = Field(default=None, max_length=MAX_SALT_CHARACTERS)
     chunks: list[str] | None = Field(default=None, max_length=MAX_CHUNKS)
     priority: int | None = Field(default=None, ge=-LOWEST_PRIORITY, le=LOWEST_PRIORITY)
+    use: OwnUse = None
     chat_template_kwargs: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -18,6 +18,7 @@ from headstart.server.errors import ApiError, unavailable
 from headstart.server.lifecycle import Lifecycle
 from headstart.server.messages import Message, Tool
 from headstart.server.metrics import Metrics
+from headstart.server.own_methods import OwnMethods
 from headstart.server.places import Alarm, Places
 from headstart.server.streams import together
 from headstart.server.tenants import Limits, current_tenant
@@ -56,12 +57,20 @@ class Service:
         engine: runs the requests.
         model_name: the name that requests must give, if they give one.
         max_queued_requests: at most so many outputs wait for the engine; None is no limit.
+        methods: those that requests may bring for themselves (default: none).
 
     Attributes:
         open_outputs: those taken that have not ended.
     """
 
-    def __init__(self, engine: EngineClient, model_name: str, max_queued_requests: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        model_name: str,
+        max_queued_requests: int | None = None,
+        methods: OwnMethods | None = None,
+    ) -> None:
+        self.methods = methods or OwnMethods()
         self.engine, self.model_name, self.max_queued_requests = engine, model_name, max_queued_requests
         self.open_outputs = 0
         self.tokenizer = engine.tokenizer
@@ -226,7 +235,12 @@ class Service:
         return {name: value for name, value in found.items() if value is not None}
 
     def run(
-        self, jobs: Sequence[Job], request_id: str, cache_salt: str | None, arrival: float
+        self,
+        jobs: Sequence[Job],
+        request_id: str,
+        cache_salt: str | None,
+        arrival: float,
+        use: Sequence[str] | None = None,
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """The jobs' outputs as they come, each with its job's index. Closing it aborts what still runs.
 
@@ -235,7 +249,9 @@ class Service:
             request_id: the name that theirs are made from.
             cache_salt: cached keys are shared only with requests of the same salt.
             arrival: when the request came in, by `time.monotonic()`; the times in the metrics begin there.
+            use: methods of their own; None leaves the engine's.
         """
+        own = self.methods.check(use)
         self.check_alive()
         tenant = current_tenant.get()
         limits = Limits() if tenant is None else tenant.limits
@@ -245,7 +261,7 @@ class Service:
         until = None if limits.request_timeout is None else arrival + limits.request_timeout
         places = Places(self, tenant, sum(job.params.generated for job in jobs))
         streams = [
-            self._run(job, f"{request_id}-{index}", salt, arrival, until, places) for index, job in enumerate(jobs)
+            self._run(job, f"{request_id}-{index}", salt, arrival, until, places, own) for index, job in enumerate(jobs)
         ]
         return self._admitted(places, together(streams))
 
@@ -304,6 +320,7 @@ class Service:
         arrival: float,
         until: float | None,
         places: Places,
+        use: tuple[str, ...] | None,
     ) -> AsyncGenerator[RequestOutput, None]:
         tenant = current_tenant.get()
         charged: Callable[[float], None] = (lambda tokens: None) if tenant is None else tenant.tokens.spend
@@ -314,7 +331,9 @@ class Service:
         trace = self.tracing and self.tracing.begin(
             request_id, self.model_name, job.params, len(job.token_ids), arrival
         )
-        source = self.engine.generate(job.prompt, job.params, request_id, cache_salt=cache_salt, arrival_time=arrival)
+        source = self.engine.generate(
+            job.prompt, job.params, request_id, cache_salt=cache_salt, arrival_time=arrival, use=use
+        )
         if trace is not None:
             source = trace.follow(source, lambda: self.engine.abort(request_id))
         try:

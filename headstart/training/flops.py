@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from headstart.models.decoder import Decoder
+from headstart.ops.attention.reach import Reach
 
 
 def training_flops(network: nn.Module, lengths: Sequence[int]) -> float:
@@ -25,9 +26,11 @@ def training_flops(network: nn.Module, lengths: Sequence[int]) -> float:
     if config.moe is not None:
         stacked = sum(p.numel() for p in network.parameters() if p.ndim == 3)
         matrices += stacked * config.moe.top_k // config.moe.num_experts
-    windows = {spec.window for spec in network.attention_specs}
-    pairs = {window: sum(_pairs(length, window) for length in lengths) for window in windows}
-    attention = sum(4.0 * spec.num_heads * spec.head_dim * pairs[spec.window] for spec in network.attention_specs)
+    rules = {(spec.window, spec.reach) for spec in network.attention_specs}
+    pairs = {rule: sum(_pairs(length, *rule) for length in lengths) for rule in rules}
+    attention = sum(
+        4.0 * spec.num_heads * spec.head_dim * pairs[spec.window, spec.reach] for spec in network.attention_specs
+    )
     return 3.0 * (2.0 * matrices * tokens + attention)
 
 
@@ -38,8 +41,10 @@ def _looked_up(network: nn.Module) -> int:
     return sum(table.numel() for table in tables - used)
 
 
-def _pairs(length: int, window: int | None) -> int:
+def _pairs(length: int, window: int | None, reach: Reach | None = None) -> int:
     """Query-key pairs of causal attention."""
+    if reach is not None:
+        return reach.pairs(length)
     if window is None or window >= length:
         return length * (length + 1) // 2
     return window * (window + 1) // 2 + (length - window) * window

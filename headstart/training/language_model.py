@@ -38,7 +38,8 @@ class LanguageModel(nn.Module):
         if isinstance(self.network, Decoder):
             segments = Segments.of(batch.lengths, batch.positions)
             mask = PackedMask(segments)
-            mask.prepare({spec.window for spec in self.network.attention_specs})
+            specs = self.network.attention_specs
+            mask.prepare({spec.window for spec in specs}, {spec.reach for spec in specs if spec.reach is not None})
             lengths = None
             if any(rope.length_dependent for rope in self.network.ropes.values()):
                 own = torch.tensor(batch.lengths, device=batch.positions.device)
@@ -83,4 +84,5 @@ class PackedAttend:
         # Values come straight from a product, so theirs is the dtype to compute in: under autocast, norms and RoPE have
         # widened queries and keys.
         q, k = q.to(v.dtype), k.to(v.dtype)
-        return packed_attention(q, k, v, self.mask, scale=spec.scale, window=spec.window, softcap=spec.softcap)
+        rule: dict[str, Any] = {"window": spec.window, "softcap": spec.softcap, "reach": spec.reach}
+        return packed_attention(q, k, v, self.mask, scale=spec.scale, **rule)

@@ -206,7 +206,7 @@ def test_missing_shard(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     gone = sorted((tmp_path / "sharded").glob("*.safetensors"))[1]
     gone.unlink()
-    with pytest.raises(CheckpointError, match=rf"the weights file {gone.name} that .*index.json names is missing"):
+    with pytest.raises(CheckpointError, match=rf"the weights file '{gone.name}' that .*index.json names is missing"):
         load(tmp_path / "sharded")
 
 

@@ -53,8 +53,10 @@ def test_a_method_from_end_to_end(headstart: Callable, tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     assert "sarathi-serve on random tiny" in page and "vLLM" in page
     if find_spec("matplotlib"):
-        assert {"load.png", "load.svg"} <= {path.name for path in out.iterdir()}
-        assert page.count("data:image/svg+xml") == 1
+        assert {"load.png", "load.svg", "steps.png", "steps.svg"} <= {path.name for path in out.iterdir()}
+        assert page.count("data:image/svg+xml") == 2
+    assert {line.side for line in entry.timelines} == set(sides)
+    assert all(sum(line.prefill) and sum(line.decode) for line in entry.timelines)
     # Every request of every load is kept.
     assert len(list(out.glob("*.jsonl"))) == 4
 

@@ -263,6 +263,7 @@ BAD = {
     "toy-stuck": Broken(Stuck, "draws", "chi-square", example=Example(same_draws=False)),
     "toy-whim": Broken(Whim, "repeat", "drawn again", LOSSY, NEVER_DENSE),
     "toy-crowded": Broken(Crowded, "company", "in a batch", LOSSY, NEVER_DENSE),
+    "toy-influenced": Broken(Crowded, "own", "requests with the method, .*: answer", LOSSY, NEVER_DENSE),
     "toy-sliced": Broken(Sinks, "cuts", "cut at .* and not at all", LOSSY, Example(("recent=8",), dense="recent=99")),
     "toy-moody": Broken(Moody, "cuts", "cut at .* both times", LOSSY | {"chunking": "per_chunk"}, NEVER_DENSE),
     "toy-cutter": Broken(Cutter, "cuts", "a prompt of .* tokens is cut", {"chunking": "whole"}),

@@ -5,8 +5,9 @@ models it is examined. What it demands stands in the docstring of its function.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from headstart.engine.stack import why_for_all
 from headstart.methods.registry import MethodCard
-from tests.conformance import check_answers, check_cache, check_pages, check_schedule, check_use
+from tests.conformance import check_answers, check_cache, check_own, check_pages, check_schedule, check_use
 from tests.conformance.case import Case
 from tests.conformance.examples import Example
 from tests.conformance.models import EVERY, PLAIN
@@ -38,6 +39,11 @@ def whoever_steps_aside(case: Case) -> bool:
 def whoever_saves(case: Case) -> bool:
     """Methods that say which share of the cache they hold."""
     return not case.dense and case.example.kv_share is not None
+
+
+def whoever_may_be_a_requests_own(case: Case) -> bool:
+    """Methods that fill nothing that all requests share."""
+    return not case.dense and not why_for_all(case.card.implementation)
 
 
 def schedulers(case: Case) -> bool:
@@ -82,6 +88,7 @@ CONTRACTS: dict[str, Contract] = {
     "description": Contract(check_use.check_description),
     "options": Contract(check_use.check_options),
     "rivals": Contract(check_use.check_rivals),
+    "own": Contract(check_own.check_own, whoever_may_be_a_requests_own),
     "min_context": Contract(check_use.check_min_context, whoever_steps_aside),
     "threshold": Contract(check_use.check_threshold, whoever_steps_aside),
     # what runs when

@@ -5,6 +5,7 @@ A lossy method's entry says with which options it keeps everything (`dense`), or
 """
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.checkpoints.writer import save_checkpoint
+from headstart.methods.cache.lserve.heads import model_fields
 from headstart.methods.registry import MethodCard
 from headstart.models.decoder import AttentionSpec
 
@@ -50,6 +52,16 @@ def write_draft(checkpoint: Checkpoint, directory: Path) -> str:
     return f"draft={draft}"
 
 
+def write_heads(checkpoint: Checkpoint, directory: Path) -> str:
+    """Heads that lose the less, the higher their number."""
+    config = checkpoint.config
+    losses = [[1.0 / (1 + head + layer) for head in range(config.num_kv_heads)] for layer in range(config.num_layers)]
+    content = {"format": "headstart lserve 1", "model": model_fields(config), "losses": losses}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "heads.json").write_text(json.dumps(content))
+    return f"heads={directory / 'heads.json'}"
+
+
 def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
     """A copy with noise of so many of each weight's standard deviations added."""
     decoder = copy.deepcopy(checkpoint.decoder)
@@ -63,17 +75,50 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 
 EXAMPLES: dict[str, Example] = {
     "ape": Example(
-        ("mark=none,longest=6", "mark=none,longest=9,temperature=0.4,scale=0.6"),
+        ("mark=none,chunk=6", "mark=none,chunk=9,temperature=0.4,scale=0.6"),
         dense="mark=none,temperature=1,scale=1",
     ),
-    "cacheblend": Example(
-        ("ratio=0.4,mark=none,longest=6", "mark=none,longest=9"), dense="ratio=1,mark=none,longest=6"
-    ),
+    "cacheblend": Example(("ratio=0.4,mark=none,chunk=6", "mark=none,chunk=9"), dense="ratio=1,mark=none,chunk=6"),
     "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
+    "hip": Example(
+        (
+            "keys=4,query_block=4,key_block=2,sink=2,window=4,dense_layers=0,refresh=3",
+            "keys=3,query_block=1,key_block=1,stride=1,sink=1,window=2,dense_layers=1,refresh=1,representative=first",
+        ),
+        dense="keys=2048,dense_layers=0",
+    ),
+    "hydragen": Example(("threshold=1,part=0", "levels=1,threshold=1,part=0")),
     "lazyllm": Example(("keep=0.4,layers=1",), dense="keep=1"),
+    "longgen": Example(
+        ("untrained=true,block=16,sink=0,local=1,stride=0,full=1", "untrained=true,block=16,sink=1,local=1,stride=2"),
+        dense="untrained=true,block=16,sink=9",
+    ),
+    "lserve": Example(
+        (
+            "sink=16,recent=16,budget=32,block=16,logical=4",
+            "streaming=0.25,sink=0,recent=0,budget=32,block=16,logical=16,interval=1",
+        ),
+        dense="sink=96",
+        made=write_heads,
+    ),
+    "minference": Example(
+        (
+            "vertical=3,slash=4,sink=1,recent=2,block=4,rows=3",
+            "pattern=a-shape,vertical=2,slash=6,block=4",
+            "pattern=block-sparse,blocks=2,block=4",
+        ),
+        dense="vertical=1000000",
+    ),
     "orca": Example(("", "batch=3")),
     "pearl": Example(("guard=false", "guard=true,length=2"), same_draws=False, made=write_draft),
+    "qwen2.5-1m": Example(
+        (
+            "chunk=40,local=8,block=16,sparse_from=0",
+            "chunk=40,local=8,block=16,sparse_from=1,vertical=1,slash=1,sink=0,recent=0",
+        ),
+        dense="local=0,block=16,vertical=1000000",
+    ),
     "request-batches": Example(("", "batch=3")),
     "sarathi": Example(("chunk=7,batch=3",)),
     "sarathi-serve": Example(("chunk=9", "chunk=9,long=20")),

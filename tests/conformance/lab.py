@@ -51,15 +51,16 @@ def serve(
     params: SamplingParams | Sequence[SamplingParams] = GREEDY,
     salt: str | None = None,
     beside: Callable[[int], None] | None = None,
+    uses: Sequence[Any] | None = None,
 ) -> list[Answer]:
     """The answers to prompts that arrive at once, in their order; pages are counted after every step.
 
-    `beside` is called before each step with its number.
+    `beside` is called before each step with its number; `uses` are the requests' own methods.
     """
     each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
     names = [f"served-{place}" for place in range(len(prompts))]
-    for name, prompt, asked in zip(names, prompts, each, strict=True):
-        engine.submit(engine.prepare(name, prompt, replace(asked, output_kind="final"), salt))
+    for name, prompt, asked, use in zip(names, prompts, each, uses or [None] * len(prompts), strict=True):
+        engine.submit(engine.prepare(name, prompt, replace(asked, output_kind="final"), salt, use=use))
     done: dict[str, RequestOutput] = {}
     for step in range(MOST_STEPS):
         if beside is not None:

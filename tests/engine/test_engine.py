@@ -53,7 +53,19 @@ def run_alone(ids: list[int], params: SamplingParams) -> list[list[int]]:
     max_num_seqs=st.integers(1, 8),
     caching=st.booleans(),
     ahead=st.booleans(),
-    use=st.sampled_from([[], ["sarathi-serve:chunk=9"], ["sarathi:chunk=8,batch=4"], ["prefill-first"]]),
+    use=st.sampled_from(
+        [
+            [],
+            ["sarathi-serve:chunk=9"],
+            ["sarathi-serve:tbt_ms=60000,context=32"],
+            ["sarathi:chunk=8,batch=4"],
+            ["fastgen:budget=7"],
+            ["fastgen:budget=0,context=32"],
+            ["orca"],
+            ["request-batches:batch=3"],
+            ["prefill-first"],
+        ]
+    ),
 )
 def test_random_traffic_leaks_nothing_and_answers_as_alone(
     seed, page_size, pages, budget, max_num_seqs, caching, ahead, use

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from headstart import AsyncEngine, SamplingParams
 from headstart.checkpoints.reader import load_checkpoint
+from headstart.engine.args import EngineArgs
 from headstart.engine.cache import PagedKVStore
 from headstart.engine.disk_tier import DiskTier
+from headstart.engine.engine import Engine
 from headstart.engine.seams import LayerKV
 from headstart.engine.tiers import Tiers, TierSpec, fingerprint
 from headstart.errors import HeadstartError
@@ -71,6 +73,46 @@ def test_what_was_evicted_is_found_again(stories, tmp_path, tier):
     assert got == want
     assert found == [0] * 6 + [96] * 6
     assert out > 0 and back >= 24
+
+
+@pytest.mark.parametrize("tier", ["cpu=10MB", "disk={}:10MB"])
+def test_no_step_brings_up_more_than_its_share(stories, tmp_path, monkeypatch, tier):
+    """While a long prompt comes back from a tier, two pages a step, others go on."""
+    engine = Engine(
+        EngineArgs(
+            stories, dtype="float32", page_size=16, num_pages=40, max_model_len=300, kv_tier=tier.format(tmp_path)
+        )
+    )
+    assert isinstance(engine.store, PagedKVStore)
+    monkeypatch.setattr("headstart.engine.cache._FETCH_BYTES", 2 * engine.store.bytes_per_page)
+    long = [1, *(100 + i % 300 for i in range(250))]
+
+    def answer(name, prompt):
+        engine.submit(engine.prepare(name, prompt, GREEDY))
+        brought, written, last = [], [], None
+        while engine.has_work:
+            before = engine.stats()
+            for output in engine.step():
+                if output.request_id == name:
+                    last = output
+            after = engine.stats()
+            brought.append(after.tier_pages_in - before.tier_pages_in)
+            written.append(after.generation_tokens - before.generation_tokens)
+        engine.store.check()
+        return last, brought, written
+
+    first, _, _ = answer("first", long)
+    for number, prompt in enumerate(prompts(8)):
+        answer(str(number), prompt)
+    beside = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+    engine.submit(engine.prepare("beside", [1, 2, 3], beside))
+    engine.step()
+    again, brought, written = answer("again", long)
+    assert again.outputs[0].token_ids == first.outputs[0].token_ids
+    assert again.num_cached_tokens == 240 and sum(brought) == 15
+    assert max(brought) == 2 and brought[:7] == [2] * 7
+    assert all(written[:8]), "the other one writes meanwhile"
+    engine.store.flush()
 
 
 def test_the_disk_outlives_the_process_but_not_a_change_of_model_methods_or_tenant(stories, tmp_path):
@@ -198,6 +240,7 @@ def test_random_leases_with_a_tier_find_only_what_was_written(seed, pages, slots
         if rng.random() < 0.6 or not live:
             namespace = rng.choice(["a", "b"])
             tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 2 * pages))]
+            store.bring_up(namespace, tokens)
             lease = store.open(namespace, tokens)
             assert lease.num_cached < len(tokens)
             for i, page in enumerate(lease.pages):

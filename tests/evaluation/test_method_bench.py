@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from headstart.engine.seams import Scheduler
+from headstart.engine.watch import Step
 from headstart.errors import HeadstartError
 from headstart.evaluation import method_bench, method_bench_load
 from headstart.evaluation.compare_lengths import Contender
@@ -21,7 +22,9 @@ from headstart.evaluation.machine import MachinePeaks
 from headstart.evaluation.method_bench import MethodBenchSettings, _by_headline, run_method_bench
 from headstart.evaluation.method_bench_load import LoadRun
 from headstart.evaluation.method_bench_spec import Load, MethodBench, OfflineLengths, Quality, Rig, bench_of
+from headstart.evaluation.plots import draw_steps
 from headstart.evaluation.sides import BenchmarkError, HeadstartSide, SideSettings
+from headstart.evaluation.timeline import STEPS, Timeline, timelines
 from headstart.methods import registry
 from headstart.methods.registry import MethodCard
 
@@ -163,12 +166,18 @@ def _result(settings: LoadSettings, url: str) -> LoadResult:
         )
         for i in range(8)
     ]
-    return LoadResult(settings, url, Target("m"), "now", records)
+    return LoadResult(settings, url, Target("m"), "now", records, origin=1.0)
+
+
+def _steps(seconds: float) -> list[Step]:
+    """Decodes, with a prompt in every tenth step of the second half."""
+    return [Step(n + 1, n * seconds, seconds, 64 if n > 500 and n % 10 == 0 else 0, 3, 3, 0, 0, 0) for n in range(1000)]
 
 
 @pytest.fixture
 def load_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadRun:
     monkeypatch.setattr(method_bench_load, "ServedModel", _Server)
+    monkeypatch.setattr(method_bench_load, "read_steps", lambda url, origin: _steps(0.1 if "first" in url else 0.09))
     subject = Subject.of_shape("tiny", tmp_path / "tiny", seed=0, device="cpu")
     sides = [Contender(name, use=(name,)) for name in ("prefill-first", "sarathi-serve")]
     return LoadRun(subject, sides, Load(), 3, 7, 1, None, Silent())
@@ -197,6 +206,43 @@ def test_load_rounds_take_turns_at_one_pace(load_run: LoadRun, monkeypatch: pyte
     assert "output throughput (queue)" in {row.name for row in outcome.rows}
     assert next(r for r in outcome.ratios if r.name == "ITL p99").value == pytest.approx(10)
     assert set(outcome.paced) == {"prefill-first", "sarathi-serve"} and outcome.partial is None
+    assert [line.side for line in outcome.timelines] == ["prefill-first", "sarathi-serve"]
+
+
+def test_timelines_show_the_same_time_where_most_is_read(tmp_path: Path) -> None:
+    slow, fast = timelines({"slow": _steps(0.1), "fast": _steps(0.08), "silent": []})
+    assert len(slow.began) == STEPS and sum(slow.prefill) == 64 * STEPS // 10
+    assert slow.began[0] > 50 - 0.1 * STEPS and fast.side == "fast"
+    assert 0 <= fast.began[0] - slow.began[0] < 0.1
+    assert timelines({"silent": []}) == []
+    early = [replace(step, began=step.began - 20) for step in _steps(0.1)]
+    late = _steps(0.1)
+    both = timelines({"early": early, "late": late})
+    assert all(line.began[0] >= 0 for line in both), "nothing is shown of a time that one side has forgotten"
+    assert abs(both[0].began[0] - both[1].began[0]) <= 0.1
+    picture = draw_steps(both, tmp_path / "steps")
+    assert {path.name for path in picture.files.values()} == {"steps.png", "steps.svg"}
+    with pytest.raises(ValueError, match="the timeline of 'odd' needs the same of each of its steps"):
+        Timeline(side="odd", began=[0.0], seconds=[], prefill=[1], decode=[0])
+
+
+def test_a_trace_sets_arrivals_and_lengths(load_run: LoadRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    lines = [f"2023-11-16 18:15:{n / 2:010.7f},{100 + 50 * (n % 3)},{4 + n % 2}" for n in range(60)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]))
+    load_run.trace = trace
+    seen: list[LoadSettings] = []
+
+    def run_load(settings: LoadSettings, url: str, *, file: Path | None = None) -> LoadResult:
+        seen.append(settings)
+        return _result(settings, url)
+
+    monkeypatch.setattr(method_bench_load, "run_load", run_load)
+    outcome = load_run.run()
+    paced, queued = seen[2], seen[4]
+    assert paced.trace == str(trace) and paced.probe and paced.rate is None and paced.fast_forward > 0
+    assert queued.users and (queued.input_tokens.low, queued.output_tokens.low) in {(150, 4), (150, 5)}
+    assert "requests of trace.csv" in outcome.notes[0]
 
 
 def test_a_load_that_ends_early_keeps_the_complete_rounds(load_run: LoadRun, monkeypatch: pytest.MonkeyPatch) -> None:

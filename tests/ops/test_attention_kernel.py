@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from headstart.ops.attention.launch import Shape, attend_on_gpu
 from headstart.ops.attention.library import merge_rows
+from headstart.ops.attention.lists import lines_of, listed, stacked
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # On a CPU the tiles are as small as the kernel lets them be, so that short sequences fill several.
@@ -119,11 +120,10 @@ def test_selected_pages(lengths, page_size, query_block, window, seed):
     chosen = torch.rand(len(lengths), blocks, 2, pages, generator=generator) < 0.5
     selection = Selection(chosen.to(DEVICE), query_block)
     lists = selection.key_blocks(layout)
-    keys, rows = torch.arange(layout.kv_lengths[0]), torch.arange(layout.query_lengths[0])
+    keys = torch.arange(layout.kv_lengths[0], device=DEVICE)
+    rows = torch.arange(layout.query_lengths[0], device=DEVICE)
     causal = keys <= rows[:, None, None] + lengths[0][1]
-    assert torch.equal(
-        lists.looks(0, rows, keys, page_size) & causal, selection.looks(0, rows, keys, page_size) & causal
-    )
+    assert torch.equal(lists.looks(0, rows, keys, layout) & causal, selection.looks(0, rows, keys, layout) & causal)
     check(q, k, v, layout, blocks=lists, window=window)
 
 
@@ -135,6 +135,38 @@ def test_lists_of_blocks_per_query_head():
     picks = torch.rand(2, 4, 3, 4, generator=generator).argsort(-1).sort(-1).values.int()
     blocks = KeyBlocks(picks.to(DEVICE), counts.to(DEVICE), query_block=16, key_block=32)
     check(q, k, v, layout, blocks=blocks)
+
+
+@settings(max_examples=30 if DEVICE == "cuda" else 8, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 60)), min_size=1, max_size=2),
+    page_size=st.sampled_from([3, 16]),
+    blocks=st.sampled_from([(16, 16), (4, 4), (8, 32), (64, 16)]),
+    share=st.sampled_from([0.02, 0.2]),
+    window=st.none() | st.integers(1, 30),
+    per_query_head=st.booleans(),
+    scattered=st.booleans(),
+    tensor_maps=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_bands_and_columns(lengths, page_size, blocks, share, window, per_query_head, scattered, tensor_maps, seed):
+    """Heads with diagonals and columns, beside heads with lists of blocks."""
+    q, k, v, layout = case(lengths, page_size, 2, 2, 16, seed, scattered)
+    generator = torch.Generator().manual_seed(seed)
+    heads, (query_block, key_block) = 4 if per_query_head else 2, blocks
+    parts = []
+    for length in layout.kv_lengths:
+        distances, columns = torch.rand(2, heads, length, generator=generator) < share
+        distances[0] = columns[0] = False
+        places, counts = listed(columns.to(DEVICE))
+        parts.append(lines_of(distances.to(DEVICE), length, places, counts, query_block, key_block))
+    shape = len(lengths), heads, -(-max(layout.query_lengths) // query_block), -(-max(layout.kv_lengths) // key_block)
+    chosen = torch.rand(shape, generator=generator) < 0.5
+    chosen[:, 1:] = False
+    lists, counts = listed(chosen.to(DEVICE))
+    selection = KeyBlocks(lists, counts, query_block, key_block, stacked(parts))
+    shapes = SMALL[0], Shape(64, 16, 4, 2, tensor_maps=tensor_maps)
+    check(q, k, v, layout, shapes, blocks=selection, window=window, contiguous=layout.is_contiguous)
 
 
 @pytest.mark.parametrize("group", [1, 2])

@@ -9,6 +9,7 @@ from headstart.cli.bench.method import method
 from headstart.cli.bench.ops import ops
 from headstart.cli.bench.placement import placement
 from headstart.cli.bench.quality import quality
+from headstart.cli.bench.simulator import simulator
 from headstart.cli.bench.train import train
 from headstart.cli.bench_serve import serve
 
@@ -20,5 +21,6 @@ app.command()(ops)
 app.command()(serve)
 app.command()(capacity)
 app.command()(placement)
+app.command()(simulator)
 app.command()(quality)
 app.command()(train)

@@ -39,6 +39,10 @@ def method(
     threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Trace whose arrivals and lengths a scheduler is measured with, as `bench serve`."),
+    ] = None,
     data: options.Data = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few small measurements, nothing kept: to see that it works.")
@@ -60,6 +64,7 @@ def method(
 
         headstart bench method sarathi-serve
         headstart bench method sarathi-serve:chunk=256 --model DIR --repeats 9
+        headstart bench method fastgen --trace AzureLLMInferenceTrace_conv.csv.xz
     """
     import time
 
@@ -78,6 +83,7 @@ def method(
             threads=threads,
             dtype=dtype,
             device=device,
+            trace=trace,
             data=data,
         ),
     )
@@ -107,11 +113,13 @@ def method(
 
 def _draw(outcome: "Outcome", out: Path) -> "list[Picture]":
     """The pictures that the measurements allow."""
-    from headstart.evaluation.plots import check_pictures, draw_lengths, draw_loads, draw_quality
+    from headstart.evaluation.plots import check_pictures, draw_lengths, draw_loads, draw_quality, draw_steps
 
     check_pictures()
     entry = outcome.entry
     found: list[Picture | None] = [draw_loads(outcome.loads, out / "load")] if outcome.loads else []
+    if entry.timelines:
+        found.append(draw_steps(entry.timelines, out / "steps"))
     for metric, name in (("TTFT", "ttft"), ("decode", "decode"), ("KV cache", "kv-cache")):
         found.append(draw_lengths(entry.rows, metric, entry.crossovers, out / name))
     baseline, side = outcome.sides

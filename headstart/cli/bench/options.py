@@ -10,7 +10,8 @@ Model = Annotated[
     typer.Option("--model", "-m", help="Checkpoint directory or hub id. [default: the built-in model]"),
 ]
 Shape = Annotated[
-    str | None, typer.Option(help="Random weights instead of a model: qwen2.5-0.5b or tiny.", show_default=False)
+    str | None,
+    typer.Option(help="Random weights instead of a model: qwen2.5-0.5b, llama-3.1-8b or tiny.", show_default=False),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of every side. [default: what suits the model]")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: the checkpoint's]")]

@@ -6,7 +6,7 @@ Attending is separate from keeping: what a query skips is still there for the ne
 """
 
 from headstart.engine.seams.base import Seam
-from headstart.engine.seams.cache import FullLayout, KVLayout, KVStore, LayerKV, PageLease, Retention
+from headstart.engine.seams.cache import FullLayout, KVLayout, KVPart, KVStore, LayerKV, PageLease, Retention
 from headstart.engine.seams.drafts import Draft, Drafter, DraftLength, FullLength, RejectionSampling, Verifier
 from headstart.engine.seams.running import (
     AmongAttend,
@@ -16,6 +16,7 @@ from headstart.engine.seams.running import (
     LastAttend,
     LinearOp,
     PagedAttention,
+    Piece,
     Prefill,
     Scheduler,
     Selector,
@@ -73,6 +74,7 @@ __all__ = [
     "FullLayout",
     "FullLength",
     "KVLayout",
+    "KVPart",
     "KVStore",
     "LastAttend",
     "LayerKV",
@@ -80,6 +82,7 @@ __all__ = [
     "LogitRule",
     "PageLease",
     "PagedAttention",
+    "Piece",
     "Prefill",
     "PromptRule",
     "RejectionSampling",

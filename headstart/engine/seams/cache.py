@@ -4,33 +4,75 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from headstart.engine.seams.base import Seam
+from headstart.ops.attention.reach import Reach
 
 if TYPE_CHECKING:
     from headstart.engine.request import Sequence
     from headstart.models.decoder import AttentionSpec
+    from headstart.ops.attention import RaggedLayout
 
 
 @dataclass(frozen=True)
 class LayerKV:
-    """What one layer keeps per token; `alias_of` an earlier layer whose pages it reads instead."""
+    """What one layer keeps per token.
+
+    Attributes:
+        alias_of: an earlier layer whose pages it reads instead.
+        on_host: whether its pages lie in the host's memory, whatever the model's device.
+        bounded: the KV heads, ascending, that see and keep only what `reach` lets later tokens see. All bounded heads
+            of a model have the same reach, and no alias has any.
+    """
 
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
     alias_of: int | None = None
+    on_host: bool = False
+    bounded: tuple[int, ...] = ()
+    reach: Reach | None = None
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a token that every head keeps, but for those that are bounded."""
+        heads = 0 if self.alias_of is not None else self.num_kv_heads - len(self.bounded)
+        return 2 * heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def bounded_bytes(self) -> int:
+        """Of a token that the bounded heads keep."""
+        return 2 * len(self.bounded) * self.head_dim * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class KVPart:
+    """Heads of one layer whose keys lie together.
+
+    Attributes:
+        heads: int64 `[h]`, which of the layer's KV heads; None is all.
+        keys, values: `[P, page_size, h, D]`.
+        bounded: they keep only what their reach lets them see, and are read by the layout of `KVStore.within`.
+    """
+
+    heads: Tensor | None
+    keys: Tensor
+    values: Tensor
+    bounded: bool = False
 
 
 class KVLayout(Seam, ABC):
     """In which form do K and V live?"""
 
     slots = ("kv_layout",)
+    for_all = "all requests share one KV cache"
     splits = False
+    movable: ClassVar[bool] = True
+    """Whether pages may be moved: out of the device and back, or within it, without the method that goes with it."""
 
     @abstractmethod
     def layers(self, specs: Seq["AttentionSpec"], dtype: torch.dtype) -> list[LayerKV]:
@@ -56,8 +98,16 @@ class PageLease(ABC):
     num_cached: int
 
     @abstractmethod
-    def reserve(self, length: int) -> bool:
-        """Make room for `length` tokens in all, evicting cached pages if needed; False when there is no room."""
+    def reserve(self, length: int, written: int | None = None) -> bool:
+        """Make room for `length` tokens in all, evicting cached pages if needed; False when there is no room.
+
+        `written` of them are there after the coming step (default: all), which is what heads need room for that keep
+        only what is seen.
+        """
+
+    def advance(self, computed: int) -> None:
+        """The first so many tokens are computed: what no later token sees may go."""
+        return
 
     @abstractmethod
     def commit(self, tokens: list[int], computed: int) -> None:
@@ -92,10 +142,15 @@ class KVStore(Seam, ABC):
     """
 
     slots = ("kv_store",)
+    for_all = "all requests share one KV cache"
     splits = False
     page_size: int
     num_pages: int
     num_free: int
+    num_twins: int = 0
+    """Pages for the bounded heads, where the layout has some; set before `allocate`."""
+    most_written: int | None = None
+    """Tokens that one sequence may write in a step, for the bounded heads' pages to suffice; None is no limit."""
 
     @abstractmethod
     def allocate(self, layers: list[LayerKV], num_pages: int, page_size: int, device: torch.device | str) -> Self:
@@ -138,7 +193,32 @@ class KVStore(Seam, ABC):
 
     @abstractmethod
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, each `[P, page_size, Hkv, D]`."""
+        """Keys and values of a layer, each `[P, page_size, Hkv, D]`, without its bounded heads."""
+
+    def parts(self, index: int) -> list[KVPart]:
+        """A layer's heads by where their keys lie."""
+        return [KVPart(None, *self.layer(index))]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether any head keeps only what its reach lets it see."""
+        return False
+
+    def within(self, layout: "RaggedLayout") -> "RaggedLayout":
+        """The same rows over what bounded heads keep: causality alone tells what each sees there."""
+        raise NotImplementedError
+
+    def write_bounded(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Put the bounded heads' part of a layer's `k, v [T, Hkv, D]` at `slots [T]` of the layout within."""
+        raise NotImplementedError
+
+    def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
+        """Make ready for `open` what lies further away of a prefix of `tokens`, as far as a step may wait for it.
+
+        Returns:
+            Whether that is all; otherwise a later step must ask again.
+        """
+        return True
 
     @abstractmethod
     def open(self, namespace: str | None, tokens: list[int]) -> PageLease:

@@ -33,6 +33,7 @@ class DraftLength(Seam, ABC):
     """How many tokens are guessed?"""
 
     slots = ("draft_length",)
+    for_all = "drafts are made for all requests alike"
 
     @abstractmethod
     def go_on(
@@ -73,6 +74,7 @@ class Drafter(Seam, ABC):
     """
 
     slots = ("drafter",)
+    for_all = "drafts are made for all requests alike"
     length: int = 4
     guarded: bool = True
 
@@ -82,6 +84,10 @@ class Drafter(Seam, ABC):
 
     def allocate(self, num_pages: int, page_size: int, max_model_len: int) -> None:
         """Take that memory; asked once, when the sizes are known."""
+        return
+
+    def capture(self, max_num_seqs: int, max_model_len: int) -> None:
+        """Capture CUDA graphs of what it runs, if it can; asked once, at start, where graphs are wanted."""
         return
 
     @abstractmethod
@@ -106,6 +112,7 @@ class Verifier(Seam, ABC):
     """Which guesses stand?"""
 
     slots = ("verifier",)
+    for_all = "drafts are made for all requests alike"
 
     @abstractmethod
     def verify(self, target: Tensor, draft: Tensor, tokens: Tensor, points: Tensor) -> Tensor:

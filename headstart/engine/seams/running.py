@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from headstart.engine.seams.base import Seam
 from headstart.models.decoder import Attend
-from headstart.ops.attention import RaggedLayout, Selection, paged_attention
+from headstart.ops.attention import AnySelection, RaggedLayout, paged_attention
 
 if TYPE_CHECKING:
     from headstart.checkpoints.tokenizer import Tokenizer
@@ -20,10 +21,26 @@ if TYPE_CHECKING:
     from headstart.models.layers import Linear
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One request of a job whose requests are all known before any of them runs.
+
+    Attributes:
+        request_id: under which it will be submitted.
+        tokens: the prompt's ids.
+        max_tokens: most tokens of its answer; None where only the model's length bounds it.
+    """
+
+    request_id: str
+    tokens: Seq[int]
+    max_tokens: int | None
+
+
 class Scheduler(Seam, ABC):
     """Which tokens run in the next step?"""
 
     slots = ("scheduler",)
+    for_all = "one plan serves all requests"
     step_tokens: int | None = None
     """The step's token budget that it wants where the user names none; None leaves it to the engine."""
 
@@ -32,13 +49,19 @@ class Scheduler(Seam, ABC):
         """Fill the step: `step.decode`, `step.prefill` and `step.admit` hand tokens to sequences, in this order of
         calls, and keep memory, budget and batch size within bounds. A step that gets nothing is an idle step."""
 
+    def arrange(self, job: Seq[Piece]) -> list[int]:
+        """Told of a job before it begins: the order in which its requests are to arrive (default: the given one)."""
+        return list(range(len(job)))
+
 
 class Attention(Seam, ABC):
     """How do the queries of a layer meet the keys?"""
 
     slots = ("attention.prefill", "attention.decode")
-    capturable: ClassVar[bool] = False
+    capturable: bool = False
     """Whether a decode step can be captured and replayed on a GPU: only the device's tensors tell what is computed."""
+    forms: int = 1
+    """In how many forms it is captured; `form_of` chooses one for each step."""
 
     @abstractmethod
     def attend(
@@ -48,9 +71,22 @@ class Attention(Seam, ABC):
         keys: Tensor,
         values: Tensor,
         layout: RaggedLayout,
-        selection: Selection | None,
+        selection: AnySelection | None,
     ) -> tuple[Tensor, Tensor]:
         """`q [T, H, D]`, `keys, values [P, page_size, Hkv, D]` → `out [T, H, D]`, `lse [T, H]` float32."""
+
+    def hold(self, layout: RaggedLayout, form: int) -> None:
+        """Steps over this layout of device buffers are about to be captured in a form: what they read beside it must
+        lie in buffers that stay. The largest layout comes first."""
+        return
+
+    def form_of(self, layout: RaggedLayout) -> int:
+        """The form of a step that could be replayed."""
+        return 0
+
+    def refill(self, captured: RaggedLayout, layout: RaggedLayout) -> None:
+        """What was captured over one layout is about to be replayed for a step: fill the buffers that `hold` made."""
+        return
 
 
 class PagedAttention(Attention):
@@ -65,7 +101,7 @@ class PagedAttention(Attention):
         keys: Tensor,
         values: Tensor,
         layout: RaggedLayout,
-        selection: Selection | None,
+        selection: AnySelection | None,
     ) -> tuple[Tensor, Tensor]:
         return paged_attention(
             q,
@@ -85,14 +121,15 @@ class Selector(Seam, ABC):
     slots = ("selector.prefill", "selector.decode")
 
     @abstractmethod
-    def select(self, spec: "AttentionSpec", q: Tensor, keys: Tensor, layout: RaggedLayout) -> Selection | None:
-        """Pages per sequence, query block and KV head; None looks at all."""
+    def select(self, spec: "AttentionSpec", q: Tensor, keys: Tensor, layout: RaggedLayout) -> AnySelection | None:
+        """Pages per sequence, query block and KV head (`Selection`), or lists of blocks and lines per KV head or query
+        head (`KeyBlocks`); None looks at all. `layout.owners` says whose rows they are."""
 
 
 class EveryKey(Selector):
     """Look at all keys: the default."""
 
-    def select(self, spec: "AttentionSpec", q: Tensor, keys: Tensor, layout: RaggedLayout) -> Selection | None:
+    def select(self, spec: "AttentionSpec", q: Tensor, keys: Tensor, layout: RaggedLayout) -> AnySelection | None:
         return None
 
 
@@ -128,7 +165,13 @@ class LastAttend(Protocol):
 
 
 class StepAttend(Attend, Protocol):
-    """The `Attend` of a step's rows, and the way to that of others."""
+    """The `Attend` of a step's rows, and the way to that of others.
+
+    Attributes:
+        store: where the keys are kept.
+    """
+
+    store: "KVStore"
 
     def keep(self, spec: "AttentionSpec", k: Tensor, v: Tensor) -> None:
         """Keep a layer's keys and values of the step's rows, both `[T, Hkv, D]`, without attending."""
@@ -161,10 +204,6 @@ class Prefill(Seam, ABC):
     slots = ("prefill",)
     splits = False
 
-    def allocated(self, store: "KVStore", num_layers: int) -> None:
-        """Told once where keys are kept, when that memory has been taken."""
-        return
-
     def chunks(self, token_ids: list[int], tokenizer: "Tokenizer | None") -> list[tuple[int, int]]:
         """Which parts of a prompt are likely to come again in others, asked where the request does not say.
 
@@ -194,6 +233,7 @@ class LinearOp(Seam, ABC):
     """How is a weight applied?"""
 
     slots = ("linear",)
+    for_all = "all requests share the weights"
     splits = False
 
     @abstractmethod

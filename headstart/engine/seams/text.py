@@ -37,6 +37,7 @@ class Tokenization(Seam, ABC):
     """How does text become ids?"""
 
     slots = ("tokenization",)
+    for_all = "a text is read before it is a request"
 
     @abstractmethod
     def encode(self, text: str, tokenizer: "Tokenizer", add_special_tokens: bool) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Self
 
 from headstart.evaluation.capacity.search import CapacityError
 from headstart.evaluation.load.plan import Ask, plan
-from headstart.evaluation.load.settings import LoadSettings
+from headstart.evaluation.load.settings import Lengths, LoadSettings
 
 # A percentile of less would hang on one request.
 LEAST_REQUESTS = 20
@@ -60,7 +60,22 @@ class LoadShape:
             return replace(self.settings, rate=(self.settings.rate or 1.0) * rate / self.natural)
         return replace(self.settings, fast_forward=self.settings.fast_forward * rate / self.natural)
 
+    def most_telling(self, ttft: float) -> float:
+        """The highest rate of which the load says something: its arrivals last as long as a first token may take, for
+        of requests that come all at once none shows whether the next ones would be served, too."""
+        return (len(self.asks) - 1) / ttft
+
+    @property
+    def means(self) -> tuple[Lengths, Lengths]:
+        """The mean prompt and the mean answer, for a load of as much work."""
+        prompts, answers = (
+            round(sum(each) / len(self.asks))
+            for each in zip(*((ask.input_tokens, ask.output_tokens) for ask in self.asks), strict=True)
+        )
+        return Lengths(prompts, prompts), Lengths(answers, answers)
+
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt and answer together."""
-        return max(ask.input_tokens + ask.output_tokens for ask in self.asks)
+        """Tokens of the longest prompt and answer together that may come."""
+        drawn = [] if self.settings.trace else [self.settings.input_tokens.high + self.settings.output_tokens.high]
+        return max([ask.input_tokens + ask.output_tokens for ask in self.asks] + drawn)

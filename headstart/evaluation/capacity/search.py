@@ -12,8 +12,8 @@ from headstart.errors import HeadstartError
 PRECISION = 1.05
 _GROWTH = 2.0
 _MOST_PROBES = 24
-# A rate so far below the one that was begun with is that of single requests.
-_LEAST_SHARE = 1 / 1024
+# A rate so far below the one that was begun with is that of single requests; simulated ones cost nothing.
+LEAST_SHARE = 1 / 1024
 
 
 class CapacityError(HeadstartError):
@@ -108,7 +108,10 @@ class CapacityFound:
         if self.rate and self.bound is not None:
             return f"{self.rate:.3g} requests per second meet {self.targets}; {self.bound:.3g} do not"
         if self.rate:
-            return f"more than {self.rate:.3g} requests per second meet {self.targets}: no higher rate was tried"
+            return (
+                f"more than {self.rate:.3g} requests per second meet {self.targets}: at a higher rate so few requests "
+                "would come all at once; take more of them"
+            )
         served = [probe for probe in self.probes if probe.served]
         if not served:
             return f"no rate meets {self.targets}, and not even the lowest that was tried was served"
@@ -128,6 +131,7 @@ def search(
     start: float,
     *,
     most: float = math.inf,
+    least: float | None = None,
     precision: float = PRECISION,
     heard: Callable[[Probe, bool], None] = lambda probe, met: None,
 ) -> CapacityFound:
@@ -137,12 +141,14 @@ def search(
         probe: puts on a load at a rate.
         targets: to be met.
         start: the rate to begin with.
-        most: no rate above it is tried.
+        most: no rate above it is tried (`LoadShape.most_telling`).
+        least: nor one below this (default: `LEAST_SHARE` of the first).
         precision: the search ends when the ends of the interval are within this factor.
         heard: hears of every load, and whether it met the targets.
     """
     found = CapacityFound(targets)
     rate = min(start, most)
+    least = rate * LEAST_SHARE if least is None else least
     for _ in range(_MOST_PROBES):
         tried = probe(float(f"{rate:.4g}"))
         met = tried.meets(targets)
@@ -157,7 +163,7 @@ def search(
                 break
             rate = min(found.rate * _GROWTH, most)
         elif not found.rate:
-            if found.bound <= start * _LEAST_SHARE:
+            if found.bound <= least:
                 break
             rate = found.bound / _GROWTH
         elif found.bound / found.rate <= precision:

@@ -38,6 +38,7 @@ class LoadResult:
         ended_by: the signal that ended it, if one did.
         alive: whether the server still answered at the end.
         path: of the file that holds the records.
+        origin: when its arrivals began, in seconds of `time.perf_counter()`; None if they did not, or elsewhere.
     """
 
     settings: LoadSettings
@@ -51,6 +52,7 @@ class LoadResult:
     ended_by: int | None = None
     alive: bool = True
     path: Path | None = None
+    origin: float | None = None
 
     @cached_property
     def summary(self) -> Summary:

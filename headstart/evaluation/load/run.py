@@ -139,6 +139,7 @@ async def _run(
             stack.enter_context(_signals_end(session, result))
             before = await scrape(client)
             await session.run(_forget if records is None else records.request, alone.tpot or 0.0)
+            result.origin = sender.origin
             result.records, result.partial, result.alive = session.records, session.why_ended, session.alive
             result.overhead = session.overhead()
             if session.alive:

@@ -1,7 +1,7 @@
 """Measured steps of an engine: random mixtures of decodes and chunks at many contexts, to fit a cost model to."""
 
 import random
-import time
+from collections import deque
 from collections.abc import Callable
 
 from headstart.engine.args import EngineArgs
@@ -24,7 +24,8 @@ class _Mixtures(Scheduler):
     def __init__(self, seed: int, largest: int) -> None:
         self._random = random.Random(seed)
         self.step_tokens = largest
-        self.rows: tuple[Row, ...] = ()
+        # An engine that runs ahead plans a step before the one before it has ended.
+        self.planned: deque[tuple[Row, ...]] = deque()
 
     def schedule(self, step: StepPlanner) -> None:
         decoding = step.decoding
@@ -42,7 +43,8 @@ class _Mixtures(Scheduler):
         if not step.allotments():
             for sequence in decoding:
                 step.decode(sequence)
-        self.rows = tuple((a.num_tokens, a.sequence.num_computed + a.num_tokens) for a in step.allotments())
+        if allotments := step.allotments():
+            self.planned.append(tuple((a.num_tokens, a.sequence.num_computed + a.num_tokens) for a in allotments))
 
 
 def calibrate(
@@ -75,6 +77,7 @@ def calibrate(
             model=settings.model,
             dtype=settings.dtype,
             device=settings.device,
+            load_format=settings.load_format,
             page_size=settings.tokens_per_page,
             num_pages=sequences * -(-context // settings.tokens_per_page),
             max_model_len=context,
@@ -91,11 +94,11 @@ def calibrate(
     for number in range(steps + _WARM_UP):
         while len(engine.requests) < sequences:
             _submit(engine, rng, context, f"{number}-{len(engine.requests)}")
-        begun = time.perf_counter()
+        before = engine.watch.step_seconds
         engine.step()
-        seconds = time.perf_counter() - begun
-        if number >= _WARM_UP and mixtures.rows:
-            samples.append(StepSample(mixtures.rows, seconds))
+        if mixtures.planned:
+            sample = StepSample(mixtures.planned.popleft(), engine.watch.step_seconds - before)
+            samples += [sample] if number >= _WARM_UP else []
     fitted, held_out = [s for i, s in enumerate(samples) if i % 4], samples[::4]
     error = StepCost.fit(fitted).error(held_out)
     return StepCost.fit(samples), error

@@ -80,8 +80,12 @@ class Cluster:
         asks = shape.at(rate)
         if placement.replicas:
             return simulate(asks, self._workers(placement.replicas, placement.use))
-        prefill = self._workers(placement.prefill, "prefill-first")
-        return simulate_disaggregated(asks, prefill, self._workers(placement.decode, "sarathi-serve"), self.link)
+        tokens = self.settings.max_num_batched_tokens
+        prefill, decode = (
+            self._workers(count, f"distserve:role={role},tokens={tokens}")
+            for role, count in (("prefill", placement.prefill), ("decode", placement.decode))
+        )
+        return simulate_disaggregated(asks, prefill, decode, self.link)
 
     def _workers(self, count: int, use: str) -> list[SimWorker]:
         return [SimWorker(self.cost, registry.build(use, "inference"), self.settings) for _ in range(count)]

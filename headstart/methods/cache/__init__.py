@@ -1,1 +1,1 @@
-"""Keeping and reusing keys and values."""
+"""Methods that keep and reuse keys and values."""

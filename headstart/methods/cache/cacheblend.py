@@ -12,7 +12,7 @@ from headstart.engine.batch import Allotment, TokenBatch
 from headstart.engine.chunk_library import Chunk, ChunkLibrary
 from headstart.engine.chunk_marks import marked, no_longer_than, pattern
 from headstart.engine.chunk_prefill import read_alone
-from headstart.engine.seams import EveryLayer, KVStore, StepAttend
+from headstart.engine.seams import EveryLayer, StepAttend
 from headstart.errors import MethodError
 from headstart.methods.registry import Claim, Paper, method
 from headstart.models.config import LayerKind
@@ -73,22 +73,22 @@ class CacheBlend(EveryLayer):
             the power of 1 - gradual to 1 + gradual (ours: 0.2; the paper filters gradually and gives no number).
         mark: where a request names no chunks, the regular expression of a line that begins a document; auto takes lines
             such as `Document 3:` or `<document id="7">`, and none the whole prompt but its last token.
-        longest: tokens of a chunk that nobody named; longer ones are cut (the paper's chunks have 512).
+        chunk: tokens of a chunk that nobody named; longer ones are cut (the paper's chunks have 512).
     """
 
     def __init__(
-        self, ratio: float | None = None, gradual: float = 0.2, mark: str | None = "auto", longest: int = 512
+        self, ratio: float | None = None, gradual: float = 0.2, mark: str | None = "auto", chunk: int = 512
     ) -> None:
         if ratio is not None and not 0 <= ratio <= 1:
             raise MethodError(f"cacheblend: ratio must be from 0 to 1, not {ratio}")
         if not 0 <= gradual < 1:
             raise MethodError(f"cacheblend: gradual must be at least 0 and below 1, not {gradual}")
-        if longest < 1:
-            raise MethodError(f"cacheblend: longest must be at least 1, not {longest}")
-        self.ratio, self.gradual, self.mark, self.longest = ratio, gradual, mark, longest
+        if chunk < 1:
+            raise MethodError(f"cacheblend: chunk must be at least 1, not {chunk}")
+        self.ratio, self.gradual, self.mark, self.chunk = ratio, gradual, mark, chunk
         self._pattern = None if mark is None else pattern(mark, "cacheblend")
         self._counts: Counter[str] = Counter()
-        self.library: ChunkLibrary
+        self.library = ChunkLibrary()
 
     @classmethod
     def bench(cls) -> "MethodBench":
@@ -97,18 +97,15 @@ class CacheBlend(EveryLayer):
 
         return MethodBench((), (Reuse(),), ("TTFT", "answers right"))
 
-    def allocated(self, store: KVStore, num_layers: int) -> None:
-        self.library = ChunkLibrary(store, num_layers)
-
     def counters(self) -> dict[str, int]:
         """What became of chunks (`ChunkLibrary.counts`), and tokens of them per layer that were computed anew."""
         return dict(self.library.counts + self._counts)
 
     def chunks(self, token_ids: list[int], tokenizer: "Tokenizer | None") -> list[tuple[int, int]]:
         if self._pattern is None:
-            return no_longer_than([(0, len(token_ids) - 1)], self.longest)
+            return no_longer_than([(0, len(token_ids) - 1)], self.chunk)
         found = [] if tokenizer is None else marked(token_ids, tokenizer, self._pattern)
-        return no_longer_than(found, self.longest)
+        return no_longer_than(found, self.chunk)
 
     def forward(self, decoder: Decoder, batch: TokenBatch, attend: StepAttend) -> Tensor:
         mixed = [s for s, each in enumerate(batch.allotments) if _blends(each)]
@@ -131,7 +128,8 @@ class CacheBlend(EveryLayer):
         sequence = batch.allotments[0].sequence
         spans = sequence.request.chunks
         ids = [sequence.tokens[start:end] for start, end in spans]
-        opened = self.library.open(sequence.request.chunk_namespace, ids, lambda new: read_alone(decoder, new))
+        library = self.library.within(attend.store, len(decoder.layers))
+        opened = library.open(sequence.request.chunk_namespace, ids, lambda new: read_alone(decoder, new))
         try:
             prompt = _Prompt(decoder, batch, attend, list(zip(spans, opened, strict=True)))
             hidden = self._layers(decoder, prompt)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from headstart.checkpoints.reader import Checkpoint, load_checkpoint
+from headstart.engine.batch import TokenBatch
 from headstart.engine.cache import PagedKVStore
+from headstart.engine.graphs import StepGraphs
 from headstart.engine.request import Sequence
 from headstart.engine.sampler import DRAFTED, distribution
 from headstart.engine.seams import Draft, DraftLength, LayerKV, PageLease
@@ -75,6 +77,7 @@ class DraftModel:
         self.checkpoint = checkpoint
         self.owner = owner
         self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
+        self._graphs: StepGraphs | None = None
 
     @classmethod
     def load(cls, directory: str, target: Checkpoint, owner: str) -> "DraftModel":
@@ -126,6 +129,14 @@ class DraftModel:
             )
         device = self.checkpoint.decoder.embedding.weight.device
         self.store = PagedKVStore().allocate(self.layers(), num_pages, page_size, device)
+
+    def capture(self, max_num_seqs: int, max_model_len: int) -> None:
+        """Capture its small steps as CUDA graphs, on a GPU."""
+        device = self.checkpoint.decoder.embedding.weight.device
+        if device.type == "cuda":
+            max_pages = -(-max_model_len // self.store.page_size)
+            self._graphs = StepGraphs(self._run, max_num_seqs, max_pages, self.store.page_size, device, mixed=True)
+            self._graphs.capture()
 
     @torch.inference_mode()
     def guess(
@@ -180,9 +191,8 @@ class DraftModel:
         return _Growing(sequence, state, length, text, feed, number)
 
     def _forward(self, live: list[_Growing]) -> Tensor:
-        """Read what each feeds → `[N, hidden]`, the last row of each after the final norm."""
-        decoder = self.checkpoint.decoder
-        device = decoder.embedding.weight.device
+        """Read what each feeds → `[N, hidden]`, the last row of each after the final norm; good until the next call."""
+        device = self.checkpoint.decoder.embedding.weight.device
         starts = [each.state.length for each in live]
         ends = [start + len(each.feed) for start, each in zip(starts, live, strict=True)]
         layout = RaggedLayout(
@@ -192,33 +202,37 @@ class DraftModel:
             self.store.page_size,
             device,
         )
-        positions = [place for start, end in zip(starts, ends, strict=True) for place in range(start, end)]
-        prompts = [each.sequence.num_prompt for each in live for _ in each.feed]
-        lengths = [max(prompt, place + 1) for prompt, place in zip(prompts, positions, strict=True)]
-
-        def attend(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self.store.write(spec.layer, k, v, layout.slots)
-            keys, values = self.store.layer(spec.layer)
-            out, _ = paged_attention(
-                q, keys, values, layout, scale=spec.scale, window=spec.window, softcap=spec.softcap
-            )
-            return out.to(q.dtype)
-
-        hidden = decoder(
-            torch.tensor([token for each in live for token in each.feed], device=device),
-            torch.tensor(positions, device=device),
-            attend,
-            torch.tensor(lengths, device=device),
-        )
+        tokens = [token for each in live for token in each.feed]
+        positions = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+        prompts = np.repeat([each.sequence.num_prompt for each in live], layout.query_lengths)
+        parts = [np.array(tokens), positions, np.maximum(prompts, positions + 1), np.array(layout.query_starts[1:]) - 1]
+        there = to_device(np.concatenate(parts), device)
+        token_ids, places, lengths, rows = there.split([len(part) for part in parts])
+        batch = TokenBatch(token_ids, places, lengths, layout, rows, [])
+        graphs = self._graphs if self._graphs is not None and self._graphs.fits(batch) else None
+        hidden = self._run(batch) if graphs is None else graphs.run(batch)
         for each in live:
             each.state.fed += each.feed
             each.state.settle(each.sequence.tokens)
-        return hidden[torch.tensor(layout.query_starts[1:], device=device) - 1]
+        return hidden
+
+    def _run(self, batch: TokenBatch) -> Tensor:
+        """Through the network → `[N, hidden]` of the batch's `logit_rows`."""
+
+        def attend(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.store.write(spec.layer, k, v, batch.layout.slots)
+            rule = {"scale": spec.scale, "window": spec.window, "softcap": spec.softcap}
+            return paged_attention(q, *self.store.layer(spec.layer), batch.layout, **rule)[0].to(q.dtype)
+
+        hidden = self.checkpoint.decoder(batch.token_ids, batch.positions, attend, batch.lengths)
+        return hidden.index_select(0, batch.logit_rows)
 
     def _caught_up(self, live: list[_Growing], hidden: Tensor) -> tuple[list[_Growing], Tensor]:
         """Those that have read all that was said, and their rows; the others go on in the next round."""
         rows = [i for i, each in enumerate(live) if each.state.length == len(each.text) + len(each.tokens)]
-        return [live[i] for i in rows], hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
+        if len(rows) == len(live):
+            return live, hidden
+        return [live[i] for i in rows], hidden[to_device(np.array(rows, dtype=np.int64), hidden.device)]
 
     def _grow(self, live: list[_Growing], hidden: Tensor, rule: DraftLength) -> list[_Growing]:
         """Draw one more token for each; returns those that go on."""

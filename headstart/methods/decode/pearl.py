@@ -106,6 +106,9 @@ class Pearl(Drafter, FullLength):
     def allocate(self, num_pages: int, page_size: int, max_model_len: int) -> None:
         self._model.allocate(num_pages, page_size, max_model_len)
 
+    def capture(self, max_num_seqs: int, max_model_len: int) -> None:
+        self._model.capture(max_num_seqs, max_model_len)
+
     def guess(self, sequences: Seq[Sequence], lengths: list[int], rule: DraftLength) -> list[Draft]:
         """What is pending, at once; the blocks behind it are begun, and go on while the model runs."""
         self._drop_writing()

@@ -66,6 +66,9 @@ class Speculative(Drafter):
     def allocate(self, num_pages: int, page_size: int, max_model_len: int) -> None:
         self._model.allocate(num_pages, page_size, max_model_len)
 
+    def capture(self, max_num_seqs: int, max_model_len: int) -> None:
+        self._model.capture(max_num_seqs, max_model_len)
+
     def guess(self, sequences: Seq[Sequence], lengths: list[int], rule: DraftLength) -> list[Draft]:
         return self._model.guess(sequences, lengths, rule)
 

@@ -4,32 +4,6 @@ from headstart.methods.registry import Claim, MethodCard, Paper, planned
 
 planned(
     MethodCard(
-        "longgen",
-        stage="adapt",
-        paper=Paper(
-            "A Little Goes a Long Way: Efficient Long Context Training and Inference with Partial Contexts",
-            arxiv="2410.01485",
-            venue="ICLR 2025",
-        ),
-        slots=("kv_layout",),
-        exact=False,
-        needs=("a checkpoint converted by its training recipe",),
-        summary="""Stretches a model to long context and makes it cheap to run, in one training. During the short
-        context extension two thirds of the layers switch to a sparse pattern, a window with the first tokens or
-        strided blocks, while the middle third keeps full attention. Training, prefill, decode and cache memory all
-        become cheaper. The full layers keep direct access to every token.""",
-        when_not="""As a switch on a finished model: without the training (5 billion tokens in the paper) quality is
-        lost.""",
-        claim=Claim(
-            "at 128K: KV cache down 62%, prefill 1.67 and decode 1.41 times faster",
-            setting="""Llama-2 7B and 70B extended from 4K to 128K with 5B tokens, against full-attention models
-            extended alike; training 1.55 times faster""",
-            source="abstract",
-        ),
-        composes="KV quantisation, paged caches, `sarathi` chunks.",
-        conflicts="Eviction by learned attention scores in the full layers; ALiBi-like positions.",
-    ),
-    MethodCard(
         "fim-curriculum",
         stage="adapt",
         kind="training",

@@ -101,25 +101,4 @@ planned(
         composes="Quantised models (train the heads on them), paged caches.",
         conflicts="Another drafter at once; kernels without arbitrary masks.",
     ),
-    MethodCard(
-        "hydragen",
-        stage="decode",
-        paper=Paper(
-            "Hydragen: High-Throughput LLM Inference with Shared Prefixes", arxiv="2402.05099", venue="arXiv, 2024"
-        ),
-        slots=("attention.decode",),
-        summary="""Splits the decode attention of sequences that share a prefix into a shared and an own part. The
-        shared part is computed for all sequences together, as one matrix product instead of many products with
-        vectors. The two parts are merged exactly by their log-sum-exps. It saves memory bandwidth and, with one
-        stored copy of the prefix, memory.""",
-        when_not="For batch 1, or when the own parts dominate: several kernels and a merge are then slower than one.",
-        claim=Claim(
-            "up to 32 times the throughput of competitive baselines",
-            setting="""CodeLlama-13B on 8 A100 40GB, 128 new tokens, against FlashAttention and vLLM 0.2.7: above 3
-            times at a shared prefix of 1K, above 30 at 16K and batch 1024""",
-            source="abstract and the paper's figures",
-        ),
-        composes="KV quantisation, speculative decoding, `batchllm` (which finds the groups).",
-        conflicts="Eviction of prefix tokens per sequence, and methods that need the full matrix of scores.",
-    ),
 )

@@ -14,7 +14,7 @@ from headstart.engine.chunk_library import ChunkLibrary, LayerKeys, namespace_be
 from headstart.engine.chunk_marks import marked, no_longer_than, pattern
 from headstart.engine.chunk_prefill import read_alone
 from headstart.engine.request import Sequence
-from headstart.engine.seams import EveryLayer, KVStore, StepAttend
+from headstart.engine.seams import EveryLayer, StepAttend
 from headstart.errors import MethodError
 from headstart.methods.registry import Claim, Paper, method
 from headstart.models.decoder import AttentionSpec, Decoder
@@ -102,21 +102,21 @@ class APE(EveryLayer):
         scale: of the contexts' logarithmic weight, from 0 to 1 (the official demo: 0.9).
         mark: where a request names no chunks, the regular expression of a line that begins a document; auto takes lines
             such as `Document 3:` or `<document id="7">`, and none the whole prompt but its last token.
-        longest: tokens of a chunk that nobody named; longer ones are cut (ours: 512).
+        chunk: tokens of a chunk that nobody named; longer ones are cut (ours: 512).
     """
 
     def __init__(
-        self, temperature: float = 0.9, scale: float = 0.9, mark: str | None = "auto", longest: int = 512
+        self, temperature: float = 0.9, scale: float = 0.9, mark: str | None = "auto", chunk: int = 512
     ) -> None:
         if not 0 < temperature <= 1:
             raise MethodError(f"ape: temperature must be above 0 and at most 1, not {temperature}")
         if not 0 <= scale <= 1:
             raise MethodError(f"ape: scale must be from 0 to 1, not {scale}")
-        if longest < 1:
-            raise MethodError(f"ape: longest must be at least 1, not {longest}")
-        self.temperature, self.scale, self.mark, self.longest = temperature, scale, mark, longest
+        if chunk < 1:
+            raise MethodError(f"ape: chunk must be at least 1, not {chunk}")
+        self.temperature, self.scale, self.mark, self.chunk = temperature, scale, mark, chunk
         self._pattern = None if mark is None else pattern(mark, "ape")
-        self.library: ChunkLibrary
+        self.library = ChunkLibrary()
 
     @classmethod
     def bench(cls) -> "MethodBench":
@@ -130,18 +130,15 @@ class APE(EveryLayer):
         if any(spec.window or spec.softcap for spec in checkpoint.decoder.attention_specs):
             raise MethodError("ape: this model has sliding windows or capped scores, beside which it means nothing")
 
-    def allocated(self, store: KVStore, num_layers: int) -> None:
-        self.library = ChunkLibrary(store, num_layers)
-
     def counters(self) -> dict[str, int]:
         """What became of contexts (`ChunkLibrary.counts`)."""
         return dict(self.library.counts)
 
     def chunks(self, token_ids: list[int], tokenizer: "Tokenizer | None") -> list[tuple[int, int]]:
         if self._pattern is None:
-            return no_longer_than([(0, len(token_ids) - 1)], self.longest)
+            return no_longer_than([(0, len(token_ids) - 1)], self.chunk)
         found = [] if tokenizer is None else marked(token_ids, tokenizer, self._pattern)
-        return no_longer_than(found, self.longest)
+        return no_longer_than(found, self.chunk)
 
     def forward(self, decoder: Decoder, batch: TokenBatch, attend: StepAttend) -> Tensor:
         places = [Places.of(each.sequence) for each in batch.allotments]
@@ -188,7 +185,8 @@ class APE(EveryLayer):
         prefix = read_alone(decoder, [beginning], length=places.length)[0] if beginning else []
         name = namespace_behind(sequence.request.chunk_namespace, beginning, decoder.reuse_salt(places.length))
         ids = [tokens[start:end] for start, end in places.contexts]
-        opened = self.library.open(name, ids, lambda new: read_alone(decoder, new, prefix, places.length))
+        library = self.library.within(attend.store, len(decoder.layers))
+        opened = library.open(name, ids, lambda new: read_alone(decoder, new, prefix, places.length))
         device = decoder.embedding.weight.device
         none = torch.empty(0, dtype=torch.int64, device=device)
         whole = torch.arange(places.bounds[-1], device=device)

@@ -7,7 +7,7 @@ from headstart.errors import MethodError
 from headstart.evaluation.method_bench_spec import MethodBench, OfflineLengths, Quality
 from headstart.methods.registry import Claim, Paper, method
 from headstart.models.decoder import AttentionSpec
-from headstart.ops.attention import RaggedLayout, Selection, paged_attention
+from headstart.ops.attention import AnySelection, RaggedLayout, paged_attention
 from headstart.ops.attention.tiled import Tiling, attend_tiled
 
 
@@ -61,7 +61,7 @@ class FlashAttention(Attention):
         keys: Tensor,
         values: Tensor,
         layout: RaggedLayout,
-        selection: Selection | None,
+        selection: AnySelection | None,
     ) -> tuple[Tensor, Tensor]:
         rule = {"scale": spec.scale, "window": spec.window, "softcap": spec.softcap, "selection": selection}
         if q.is_cuda:

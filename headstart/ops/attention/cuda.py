@@ -9,8 +9,9 @@ from torch import Tensor
 
 from headstart.ops.attention.choice import Kind, choices_of
 from headstart.ops.attention.launch import SHORT, Launch, empty_like, plan
-from headstart.ops.attention.layout import KeyBlocks, RaggedLayout
+from headstart.ops.attention.layout import RaggedLayout
 from headstart.ops.attention.library import DENSE, Dense, attend_alone, attend_chunks
+from headstart.ops.attention.selection import KeyBlocks
 from headstart.ops.attention.shape import Shape
 
 # Shorter chunks are the kernel's: the library takes long to prepare for lengths that it has not met.
@@ -33,20 +34,23 @@ def attend_over_pages(
     tree: Tensor | None,
     path: str | None,
     shape: Shape | None = None,
+    causal: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` on a GPU, by the named path (`choice.PATHS`) or the fastest."""
     key = (
         *(q.shape, q.stride(), q.dtype, k_pages.shape, k_pages.stride(), v_pages.stride(), k_pages.dtype),
         *((k_pages.data_ptr() | v_pages.data_ptr()) % 16, scale, window, softcap, tree is None, path, shape),
+        *(causal, dtype),
         *(() if blocks is None else blocks.kind),
     )
     route = layout.routes.get(key)
     if route is None:
-        rule = {"scale": scale, "window": window, "softcap": softcap, "blocks": blocks, "tree": tree}
+        rule = {"scale": scale, "window": window, "softcap": softcap, "blocks": blocks, "tree": tree, "causal": causal}
         route = layout.routes[key] = _route(q, k_pages, v_pages, layout, rule, path, shape)
-    if route.dense is not None and len(layout.query_lengths) == 1:
+    if route.dense is not None and len(layout.query_lengths) == 1 and dtype in (None, q.dtype):
         return attend_alone(route.dense, q, k_pages, v_pages, layout, scale)
-    out, lse = empty_like(q)
+    out, lse = empty_like(q, dtype)
     for launch in route.launches:
         launch.run(q, k_pages, v_pages, layout.index, blocks, tree, out, lse)
     if route.dense is not None:
@@ -74,7 +78,7 @@ def _route(
 ) -> _Route:
     """What all layers of a step whose tensors are alike have in common."""
     window = rule["window"]
-    plain = rule["blocks"] is None and rule["tree"] is None and rule["softcap"] is None
+    plain = rule["causal"] and rule["blocks"] is None and rule["tree"] is None and rule["softcap"] is None
     plain = plain and (window is None or window >= layout.index.max_kv)
     chunks = _chunks(q, k_pages, layout) if plain and path != "triton" else []
     if chunks:

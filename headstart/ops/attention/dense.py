@@ -5,6 +5,7 @@ of calls however many sequences share the batch.
 """
 
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,9 +17,17 @@ from headstart.ops.quantized import widen_e4m3
 
 
 def attend_densely(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, layout: RaggedLayout, scale: float, window: int | None
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    layout: RaggedLayout,
+    scale: float,
+    window: int | None,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` of any layout that is on the host, without soft cap and selection."""
+    if not causal:
+        return attend_to_all(q, k_pages, v_pages, layout, scale)
     if len(layout.rectangles) == 1 and len(layout.query_lengths) == 1:
         keys, values = (read(x, q.dtype) for x in layout.gather(0, k_pages, v_pages))
         return attend_chunk(q, keys, values, scale, window)
@@ -33,6 +42,24 @@ def attend_densely(
             out[rows], lse[rows] = attend_chunk(q[rows], keys, values, scale, window)
         else:
             attend_rectangle(q, k_pages, v_pages, rectangle, scale, window, out, lse)
+    return out, lse
+
+
+def attend_to_all(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, layout: RaggedLayout, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Every row of a sequence over all of its keys, one call a sequence."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    heads, head_dim = q.shape[1:]
+    kv_heads = k_pages.shape[2]
+    for s, (first, last) in enumerate(pairwise(layout.query_starts)):
+        keys, values = (read(x, q.dtype) for x in layout.gather(s, k_pages, v_pages))
+        # The query heads that share a KV head become its query rows, as in a decode.
+        folded = q[first:last].view(-1, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
+        part, part_lse = dense(folded.reshape(1, kv_heads, -1, head_dim), batched(keys), batched(values), scale)
+        out[first:last] = part.view(heads, -1, head_dim).transpose(0, 1)
+        lse[first:last] = part_lse.reshape(heads, -1).t()
     return out, lse
 
 

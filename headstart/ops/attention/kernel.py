@@ -59,9 +59,10 @@ def _work(
 
 
 @triton.jit
-def _visible(places, limit, before, kv_length, window, bits, WINDOWED: tl.constexpr, TREE: tl.constexpr):
-    """bool `[M, N]`: which keys, by their places `[N]`, the rows see that stand at `limit [M]`."""
-    seen = (places < kv_length)[None, :]
+def _visible(places, there, limit, before, window, bits, WINDOWED: tl.constexpr, TREE: tl.constexpr):
+    """bool `[M, N]`: which keys, by their places `[N]` and whether they are there, the rows see that stand at
+    `limit [M]`."""
+    seen = there[None, :]
     if TREE:
         own = tl.minimum(tl.maximum(places - before, 0), 63).to(tl.int64)
         chosen = ((bits[:, None] >> own[None, :]) & 1) == 1
@@ -74,30 +75,41 @@ def _visible(places, limit, before, kv_length, window, bits, WINDOWED: tl.conste
 
 
 @triton.jit
+def _start(entry, origin, KEY_BLOCK: tl.constexpr, LINES: tl.constexpr):
+    """The place of the first key of a list's entry: a block's number, or a band of the rows that begin at `origin`."""
+    if LINES:
+        return tl.where(origin < 0, entry * KEY_BLOCK, origin - entry)
+    return entry * KEY_BLOCK
+
+
+@triton.jit
 def _locate(
     tile,
     table,
     run,
     blocks,
     count,
+    origin,
     kv_length,
     PAGE: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
+    LINES: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Places `[N]` and cache slots `[N]` of a tile of keys, and the slot of the first where the others follow it.
 
-    A key that is not there has a place of at least `kv_length`. Where a tile lies within one key block, and within one
-    page or a run of pages, one look into the tables tells all.
+    A key that is not there has a place of at least `kv_length`, or below 0. Where a tile lies within one key block, and
+    within one page or a run of pages, one look into the tables tells all.
     """
     n = tl.arange(0, BLOCK_N)
     first_slot = 0
-    if (CONTIGUOUS or PAGE % BLOCK_N == 0) and (KEY_BLOCK == 0 or KEY_BLOCK % BLOCK_N == 0):
+    if (CONTIGUOUS or (PAGE % BLOCK_N == 0 and not LINES)) and (KEY_BLOCK == 0 or KEY_BLOCK % BLOCK_N == 0):
         place = tile * BLOCK_N
         if KEY_BLOCK:
             at = place // KEY_BLOCK
-            place = tl.load(blocks + at, mask=at < count, other=0) * KEY_BLOCK + place % KEY_BLOCK
+            entry = tl.load(blocks + at, mask=at < count, other=0)
+            place = _start(entry, origin, KEY_BLOCK, LINES) + place % KEY_BLOCK
         if CONTIGUOUS:
             first_slot = run + place
         else:
@@ -107,13 +119,15 @@ def _locate(
         places = tile * BLOCK_N + n
         if KEY_BLOCK:
             at = places // KEY_BLOCK
-            block = tl.load(blocks + at, mask=at < count, other=0)
-            places = tl.where(at < count, block * KEY_BLOCK + places % KEY_BLOCK, kv_length)
+            entry = tl.load(blocks + at, mask=at < count, other=0)
+            start = _start(entry, origin, KEY_BLOCK, LINES)
+            places = tl.where(at < count, start + places % KEY_BLOCK, kv_length)
         places = tl.minimum(places, kv_length)
         if CONTIGUOUS:
             slots = run + places
         else:
-            slots = tl.load(table + places // PAGE, mask=places < kv_length, other=0) * PAGE + places % PAGE
+            known = (places >= 0) & (places < kv_length)
+            slots = tl.load(table + places // PAGE, mask=known, other=0) * PAGE + places % PAGE
     return places, slots, first_slot
 
 
@@ -173,6 +187,8 @@ def _over_keys(
     run,
     blocks,
     count,
+    origin,
+    covered,
     kv_head,
     before,
     kv_length,
@@ -182,6 +198,8 @@ def _over_keys(
     PAGE: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
+    LINES: tl.constexpr,
+    COVERED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -197,8 +215,9 @@ def _over_keys(
     """Takes the key tiles `first` to `last` into the running sums of a row tile.
 
     `acc [M, D]`, `total [M]` and `top [M]` are the weighted values, the weights and the largest score (in base 2) so
-    far. Keys that some row must not see, or that are not there, want `MASKED`. With `BEHIND`, a tile's values are
-    multiplied one round later, so that the matrix unit works while the next scores go through the exponential.
+    far. Keys that some row must not see, or that are not there, want `MASKED`; with `COVERED`, those are left out too
+    that `covered` marks at their distance before `origin`. With `BEHIND`, a tile's values are multiplied one round
+    later, so that the matrix unit works while the next scores go through the exponential.
     """
     to_base_2 = (softcap if SOFTCAP else scale) * _LOG2E
     # Kept for a round as integers, since a loop's own float matrices go to the matrix unit by way of shared memory.
@@ -206,20 +225,25 @@ def _over_keys(
     shrink = tl.full([acc.shape[0]], 1.0, tl.float32)
     for tile in tl.range(first, last, num_stages=STAGES):
         places, slots, slot = _locate(
-            tile, table, run, blocks, count, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, BLOCK_N
+            tile, table, run, blocks, count, origin, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, LINES, BLOCK_N
         )  # fmt: skip
-        there = places < kv_length
+        there = (places < kv_length) & (places >= 0) if LINES else places < kv_length
         keys = _load(k, k_maps, k_row, kv_head, there, slots, slot, HEAD_DIM, BLOCK_D, MASKED, TMA)
         scores = _score(q, keys, scale, softcap, SOFTCAP, PRECISION)
         if BEHIND:
             _, old_slots, old_slot = _locate(
-                tl.maximum(tile - 1, first), table, run, blocks, count, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, BLOCK_N
+                tl.maximum(tile - 1, first), table, run, blocks, count, origin, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK,
+                LINES, BLOCK_N,
             )  # fmt: skip
             values = _load(v, v_maps, v_row, kv_head, there, old_slots, old_slot, HEAD_DIM, BLOCK_D, MASKED, TMA)
             weights = kept.to(q.dtype, bitcast=True)
             acc = tl.dot(weights, values.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION)
         if MASKED:
-            seen = _visible(places, limit, before, kv_length, window, bits, WINDOWED, TREE)
+            seen = _visible(places, there, limit, before, window, bits, WINDOWED, TREE)
+            if COVERED:
+                seen = (
+                    seen & (tl.load(covered + origin - places, mask=there & (places <= origin), other=0) == 0)[None, :]
+                )
             scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1) * to_base_2)
         # A row that has seen nothing yet has no largest score to subtract.
@@ -236,7 +260,7 @@ def _over_keys(
             acc = tl.dot(weights, values.to(q.dtype), acc * shrink[:, None], input_precision=PRECISION)
     if BEHIND and first < last:
         places, slots, slot = _locate(
-            last - 1, table, run, blocks, count, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, BLOCK_N
+            last - 1, table, run, blocks, count, origin, kv_length, PAGE, CONTIGUOUS, KEY_BLOCK, LINES, BLOCK_N
         )  # fmt: skip
         values = _load(v, v_maps, v_row, kv_head, places < kv_length, slots, slot, HEAD_DIM, BLOCK_D, MASKED, TMA)
         weights = kept.to(q.dtype, bitcast=True)
@@ -263,6 +287,11 @@ def attention_kernel(
     table,
     blocks,
     counts,
+    bands,
+    band_counts,
+    singles,
+    single_counts,
+    covered,
     tree,
     num_sequences,
     workers,
@@ -283,6 +312,12 @@ def attention_kernel(
     blocks_row,
     counts_sequence,
     counts_head,
+    bands_sequence,
+    bands_head,
+    singles_sequence,
+    singles_head,
+    covered_sequence,
+    covered_head,
     part_rows,
     HEADS: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -293,12 +328,14 @@ def attention_kernel(
     CONTIGUOUS: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
     QUERY_BLOCK: tl.constexpr,
+    LINES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     WINDOWED: tl.constexpr,
+    CAUSAL: tl.constexpr,
     SOFTCAP: tl.constexpr,
     TREE: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -313,7 +350,8 @@ def attention_kernel(
     `q, out [T, H, D]`, `lse [T, H]`; `k, v` and the tensor maps `k_maps, v_maps` hold `[slots, Hkv, D]`. A tile has
     QUERIES queries of FOLD heads each in its BLOCK_M rows. `blocks [S, H / LIST_GROUP, B, K]` and `counts [S,
     H / LIST_GROUP, B]` name the blocks of KEY_BLOCK keys that each QUERY_BLOCK queries look at (all keys where
-    KEY_BLOCK is 0).
+    KEY_BLOCK is 0). With LINES, heads that have bands or columns look at those instead, as `Lines` says. Without CAUSAL
+    every row sees all keys of its sequence; no window or tree goes with that.
     """
     head = tl.program_id(1)
     kv_head = head * FOLD // GROUP
@@ -346,16 +384,20 @@ def attention_kernel(
     columns = tl.arange(0, BLOCK_D)
     cell = used[:, None] & (columns < HEAD_DIM)[None, :]
     q_tile = tl.load(q + (row * q_row + my_head * q_head)[:, None] + columns[None, :], mask=cell, other=0.0)
-    limit = before + query
+    limit = before + query if CAUSAL else tl.full([BLOCK_M], 0, tl.int32) + kv_length
     bits = tl.load(tree + row, mask=used, other=0) if TREE else limit
 
     # Keys up to `end` matter to some row, those in [whole, edge) to every row: only the tiles around need masks.
     lowest = before + row_tile * QUERIES
     highest = tl.minimum(lowest + QUERIES, kv_length) - 1
-    count = 0
+    count, skipped, single = 0, 0, 0
+    # No band, no column: only a head with lines has an origin.
+    origin = -1
     my_blocks = blocks
     if TREE:
         edge, end = before, kv_length
+    elif not CAUSAL:
+        edge, end = kv_length, kv_length
     else:
         edge, end = lowest + 1, highest + 1
     begin, whole = 0, 0
@@ -365,16 +407,37 @@ def attention_kernel(
     if KEY_BLOCK:
         nth_block = row_tile * QUERIES // QUERY_BLOCK
         count = tl.load(my_counts + sequence * counts_sequence + nth_block)
-        my_blocks = blocks + (sequence * blocks_sequence + head * FOLD // LIST_GROUP * blocks_head)
-        my_blocks = my_blocks + nth_block * blocks_row
+        list_head = head * FOLD // LIST_GROUP
+        my_blocks = blocks + (sequence * blocks_sequence + list_head * blocks_head) + nth_block * blocks_row
+        if LINES:
+            nth_list = sequence * (HEADS // LIST_GROUP) + list_head
+            banded = tl.load(band_counts + nth_list)
+            single = tl.load(single_counts + nth_list)
+            if banded + single > 0:
+                origin = before + nth_block * QUERY_BLOCK
+                count = banded
+                my_blocks = bands + (sequence * bands_sequence + list_head * bands_head)
+                # Bands that end before the first key come first.
+                high = count
+                while skipped < high:
+                    middle = (skipped + high) // 2
+                    reaches = origin - tl.load(my_blocks + middle) + KEY_BLOCK > 0
+                    high = tl.where(reaches, middle, high)
+                    skipped = tl.where(reaches, skipped, middle + 1)
+            cut = origin - tl.load(my_blocks + skipped, mask=(origin >= 0) & (skipped < count), other=0) < 0
+            cut = cut & (origin >= 0)
+            begin = skipped * KEY_BLOCK // BLOCK_N
+            whole = tl.cdiv((skipped + cut.to(tl.int32)) * KEY_BLOCK, BLOCK_N)
         full = count
-        block = tl.load(my_blocks + full - 1, mask=full > 0, other=0)
-        while (full > 0) & ((block + 1) * KEY_BLOCK > edge):
+        start = _start(tl.load(my_blocks + full - 1, mask=full > skipped, other=0), origin, KEY_BLOCK, LINES)
+        while (full > skipped) & (start + KEY_BLOCK > edge):
             full -= 1
-            block = tl.load(my_blocks + full - 1, mask=full > 0, other=0)
+            start = _start(tl.load(my_blocks + full - 1, mask=full > skipped, other=0), origin, KEY_BLOCK, LINES)
         edge, end = full * KEY_BLOCK, count * KEY_BLOCK
         if WINDOWED:
-            begin, whole, edge = 0, 0, 0
+            whole, edge = 0, 0
+            if not LINES:
+                begin = 0
     edge = edge // BLOCK_N
     end = tl.where(busy, tl.cdiv(end, BLOCK_N), 0)
     if SPLIT:
@@ -393,16 +456,32 @@ def attention_kernel(
         right = tl.maximum(tl.minimum(edge, end), left)
     for phase in tl.static_range(3):
         # The tiles at the window's edge, those that every row sees, those on the diagonal.
-        if (phase == 0 and WINDOWED and PHASES) or (phase == 1 and PHASES) or phase == 2:
+        if (phase == 0 and (WINDOWED or LINES) and PHASES) or (phase == 1 and PHASES) or phase == 2:
             acc, total, top = _over_keys(
                 acc, total, top, q_tile,
                 begin if phase == 0 else left if phase == 1 else right,
                 left if phase == 0 else right if phase == 1 else end,
-                limit, bits, my_k, my_v, k_maps, v_maps, k_row, v_row, my_table, run, my_blocks, count, kv_head,
-                before, kv_length, window, scale, softcap, PAGE, CONTIGUOUS, KEY_BLOCK, HEAD_DIM, BLOCK_D, BLOCK_N,
-                WINDOWED, SOFTCAP, TREE, phase != 1, TMA, BEHIND and phase == 1,
+                limit, bits, my_k, my_v, k_maps, v_maps, k_row, v_row, my_table, run, my_blocks, count, origin, None,
+                kv_head, before, kv_length, window, scale, softcap, PAGE, CONTIGUOUS, KEY_BLOCK, LINES, False, HEAD_DIM,
+                BLOCK_D, BLOCK_N, WINDOWED, SOFTCAP, TREE, phase != 1, TMA, BEHIND and phase == 1,
                 STAGES if phase == 1 or not PHASES else 1, PRECISION,
             )  # fmt: skip
+    if LINES:
+        my_singles = singles + (sequence * singles_sequence + head * FOLD // LIST_GROUP * singles_head)
+        my_covered = covered + (sequence.to(tl.int64) * covered_sequence + head * FOLD // LIST_GROUP * covered_head)
+        # The single keys up to the last row: the others are behind it.
+        few, high = 0, tl.where(busy, single, 0)
+        while few < high:
+            middle = (few + high) // 2
+            near = tl.load(my_singles + middle) <= highest
+            few = tl.where(near, middle + 1, few)
+            high = tl.where(near, high, middle)
+        acc, total, top = _over_keys(
+            acc, total, top, q_tile, 0, tl.cdiv(few, BLOCK_N), limit, bits, my_k, my_v, k_maps, v_maps, k_row, v_row,
+            my_table, run, my_singles, few, origin + QUERY_BLOCK, my_covered, kv_head, before, kv_length, window, scale,
+            softcap, PAGE, CONTIGUOUS, 1, False, True, HEAD_DIM, BLOCK_D, BLOCK_N, WINDOWED, SOFTCAP, TREE, True, TMA,
+            False, STAGES, PRECISION,
+        )  # fmt: skip
 
     saw = total > 0.0
     acc = acc / tl.where(saw, total, 1.0)[:, None]

@@ -1,7 +1,7 @@
 """Launches the Triton kernel of paged attention: its shape, its grids, its scratch memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from headstart.ops.attention.kernel import attention_kernel, merge_kernel
-from headstart.ops.attention.layout import KeyBlocks, PagedIndex
+from headstart.ops.attention.layout import PagedIndex
 from headstart.ops.attention.reference import TREE_ROWS
+from headstart.ops.attention.selection import KeyBlocks
 from headstart.ops.attention.shape import Shape
 
 SHORT = 16
@@ -44,6 +45,7 @@ def attend_on_gpu(
     blocks: KeyBlocks | None = None,
     tree: Tensor | None = None,
     contiguous: bool = False,
+    causal: bool = True,
     into: tuple[Tensor, Tensor] | None = None,
     shapes: tuple[Shape | None, Shape | None] = (None, None),
     lengths: Sequence[int] | None = None,
@@ -52,20 +54,21 @@ def attend_on_gpu(
 
     Args:
         contiguous: whether each sequence's pages follow each other.
+        causal: as for `paged_attention`.
         into: contiguous `out [T, H, D]` and `lse [T, H]` to write; new ones where it is None.
         shapes: of the launches for short and for long sequences, instead of the usual ones.
         lengths: query rows of the sequences to compute, as `plan` takes them.
     """
     out, lse = into or empty_like(q)
-    rule = {"scale": scale, "window": window, "softcap": softcap, "blocks": blocks, "tree": tree}
+    rule = {"scale": scale, "window": window, "softcap": softcap, "blocks": blocks, "tree": tree, "causal": causal}
     for launch in plan(q, k_pages, v_pages, index, **rule, contiguous=contiguous, shapes=shapes, lengths=lengths):
         launch.run(q, k_pages, v_pages, index, blocks, tree, out, lse)
     return out, lse
 
 
-def empty_like(q: Tensor) -> tuple[Tensor, Tensor]:
-    """`out [T, H, D]` and `lse [T, H]` for queries `[T, H, D]`."""
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+def empty_like(q: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """`out [T, H, D]`, in the queries' dtype or another, and `lse [T, H]` for queries `[T, H, D]`."""
+    out = torch.empty(q.shape, dtype=dtype or q.dtype, device=q.device)
     return out, torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
 
 
@@ -107,11 +110,12 @@ class Launch:
             part_lse = torch.empty(self.parts, dtype=torch.float32, device=q.device)
         k_maps, v_maps = (_tiles(k_pages, self.mapped), _tiles(v_pages, self.mapped)) if self.mapped else (None, None)
         lists, counts = (blocks.blocks, blocks.counts) if blocks is not None else (None, None)
+        lines = (None,) * 5 if blocks is None or blocks.lines is None else tuple(vars(blocks.lines).values())
         starts, lengths, table = index[:3]
         kernel: Any = attention_kernel
         kernel[self.grid](
             q, k_pages, v_pages, k_maps, v_maps, out, lse, part_out, part_lse, starts, lengths, table, lists, counts,
-            tree, **self.shared, **self.own,
+            *lines, tree, **self.shared, **self.own,
         )  # fmt: skip
         if self.merge_grid is not None:
             kernel = merge_kernel
@@ -132,6 +136,7 @@ def plan(
     blocks: KeyBlocks | None,
     tree: Tensor | None,
     contiguous: bool,
+    causal: bool = True,
     shapes: tuple[Shape | None, Shape | None] = (None, None),
     lengths: Sequence[int] | None = None,
 ) -> list[Launch]:
@@ -139,12 +144,13 @@ def plan(
 
     Args:
         contiguous: whether each sequence's pages follow each other.
+        causal: as for `paged_attention`; without it short and long sequences share a launch.
         shapes: of the launches for short and for long sequences, instead of the usual ones.
         lengths: query rows of the sequences to compute, the longer ones left out; None says that the host does not
             know them, and computes all.
     """
     short = TREE_ROWS if tree is not None else SHORT
-    if blocks is not None and blocks.counts.shape[2] > 1:
+    if not causal or (blocks is not None and blocks.counts.shape[2] > 1):
         short = 0
     if lengths is None:
         most = min(short, index.max_query), index.max_query if index.max_query > short else 0
@@ -152,7 +158,7 @@ def plan(
         most = tuple(
             max(those, default=0) for those in ([n for n in lengths if n <= short], [n for n in lengths if n > short])
         )
-    step = _Step(q, k_pages, v_pages, index, scale, window, softcap, blocks, tree, contiguous)
+    step = _Step(q, k_pages, v_pages, index, scale, window, softcap, blocks, tree, contiguous, causal)
     ranges = zip((1, short + 1), most, shapes, strict=True)
     return [step.launch(least, longest, shape) for least, longest, shape in ranges if longest]
 
@@ -171,6 +177,7 @@ class _Step:
     blocks: KeyBlocks | None
     tree: Tensor | None
     contiguous: bool
+    causal: bool
 
     def launch(self, least: int, most: int, shape: Shape | None) -> Launch:
         """Of the sequences with `least` to `most` query rows."""
@@ -182,22 +189,31 @@ class _Step:
         list_group = group if blocks is None else heads // blocks.counts.shape[1]
         several_blocks = blocks is not None and blocks.counts.shape[2] > 1
         key_block = blocks.key_block if blocks is not None else 0
+        lines = blocks.lines if blocks is not None else None
         if shape is None:
-            mappable = (self.contiguous or page_size % 64 == 0) and key_block % 64 == 0 and _mappable(k, v)
-            shape = usual_shape(most * list_group, head_dim, q.dtype, sequences, mappable)
+            mappable = (
+                (self.contiguous or (page_size % 64 == 0 and lines is None)) and key_block % 64 == 0 and _mappable(k, v)
+            )
+            # A tile has the rows of one list.
+            rows_of_tile = most if blocks is None else min(most, blocks.query_block)
+            shape = usual_shape(rows_of_tile * list_group, head_dim, q.dtype, sequences, mappable)
+            if several_blocks and shape.rows == 64:
+                shape = replace(shape, tensor_maps=mappable)
         fold = max(n for n in range(1, list_group + 1) if list_group % n == 0 and n <= shape.rows)
         queries = shape.rows // fold
-        if blocks is not None and several_blocks:
+        if blocks is not None and (several_blocks or lines is not None):
             # A tile reads one list: its queries lie within one block.
             queries = max(n for n in range(1, queries + 1) if blocks.query_block % n == 0)
         row_tiles = min(sequences * _cdiv(most, queries), rows // queries + sequences)
         grid_heads = heads // fold
         workers = _cdiv(shape.waves * _multiprocessors(q.device), grid_heads)
-        # Long tiles that fill the GPU as they are gain nothing from being cut.
-        split = not several_blocks and (most <= SHORT or row_tiles <= workers)
+        # Long tiles that fill the GPU as they are gain nothing from being cut. Where not causal, a captured launch has
+        # room for many more tiles than there are.
+        whole = not several_blocks and lines is None
+        split = whole and (most <= SHORT or row_tiles <= workers or not self.causal)
         part_rows = min(most, queries) * fold
         windowed = self.window is not None and self.window < index.max_kv
-        together = self.contiguous or page_size % shape.keys == 0
+        together = self.contiguous or (page_size % shape.keys == 0 and lines is None)
         maps = shape.tensor_maps and together and key_block % shape.keys == 0 and _mappable(k, v)
         shared: dict[str, Any] = {
             "num_sequences": sequences,
@@ -232,11 +248,19 @@ class _Step:
             "blocks_sequence": blocks.blocks.stride(0) if blocks is not None else 0,
             "blocks_head": blocks.blocks.stride(1) if blocks is not None else 0,
             "blocks_row": blocks.blocks.stride(2) if blocks is not None else 0,
+            "bands_sequence": lines.bands.stride(0) if lines is not None else 0,
+            "bands_head": lines.bands.stride(1) if lines is not None else 0,
+            "singles_sequence": lines.columns.stride(0) if lines is not None else 0,
+            "singles_head": lines.columns.stride(1) if lines is not None else 0,
+            "covered_sequence": lines.covered.stride(0) if lines is not None else 0,
+            "covered_head": lines.covered.stride(1) if lines is not None else 0,
             "GROUP": group,
             "PAGE": page_size,
             "CONTIGUOUS": self.contiguous,
             "QUERY_BLOCK": blocks.query_block if blocks is not None else 1,
+            "LINES": lines is not None,
             "BLOCK_M": shape.rows,
+            "CAUSAL": self.causal,
             "SOFTCAP": self.softcap is not None,
             "TREE": self.tree is not None and most <= TREE_ROWS,
             "SPLIT": split,

@@ -1,4 +1,4 @@
-"""Where the query rows and the cached keys of one step lie, and which of the keys are looked at."""
+"""Where the query rows and the cached keys of one step lie."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -16,76 +16,6 @@ SHARED_ROWS = 16
 # A rectangle may hold sequences up to this much longer than its shortest, so that padding stays bounded.
 _LENGTH_RATIO = 1.25
 _LENGTH_SLACK = 64
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which pages the queries of one layer look at: the answer of a `Selector`.
-
-    Args:
-        pages: bool `[S, B, Hkv, P]`: for sequence s and its b-th block of query rows, the pages (in the order of
-            the page table) that each KV head reads. Causality holds on top of it.
-        query_block: query rows per block.
-    """
-
-    pages: Tensor
-    query_block: int
-
-    def looks(self, s: int, rows: Tensor, keys: Tensor, page_size: int) -> Tensor:
-        """bool `[Q, Hkv, N]`: whether rows `[Q]` of sequence s look at keys `[N]`, both counted from its first."""
-        return self.pages[s, rows // self.query_block][:, :, keys // page_size]
-
-    def key_blocks(self, layout: "RaggedLayout") -> "KeyBlocks":
-        """The same as lists of pages, without those behind every row of their block; the host does not wait."""
-        blocks, pages = self.pages.shape[1], self.pages.shape[3]
-        starts, lengths = layout.index.query_starts, layout.index.kv_lengths
-        last = torch.arange(1, blocks + 1, device=starts.device)[None] * self.query_block - 1 - starts.diff()[:, None]
-        ends = torch.minimum(lengths[:, None] + last + 1, lengths[:, None])  # [S, B]: keys that the block may see
-        number = torch.arange(pages, device=starts.device)
-        seen = self.pages & (number * layout.page_size < ends[:, :, None, None])
-        counts = seen.sum(-1, dtype=torch.int32)
-        # What is not seen goes to a place behind the lists.
-        places = torch.where(seen, seen.cumsum(-1) - 1, pages)
-        lists = torch.zeros(*seen.shape[:3], pages + 1, dtype=torch.int32, device=seen.device)
-        lists.scatter_(-1, places, number.int().expand(seen.shape))
-        return KeyBlocks(
-            lists.transpose(1, 2).contiguous(), counts.transpose(1, 2).contiguous(), self.query_block, layout.page_size
-        )
-
-
-@dataclass(frozen=True)
-class KeyBlocks:
-    """Which blocks of keys the queries of one layer look at, as lists: what the GPU kernel reads.
-
-    Args:
-        blocks: int32 `[S, Hb, B, K]`: for each sequence, head and block of query rows, the blocks of keys in ascending
-            order, in units of `key_block`. Hb is Hkv, or H where each query head has a list of its own. Causality
-            holds on top of it.
-        counts: int32 `[S, Hb, B]`: how many of each list count.
-        query_block: query rows per block.
-        key_block: keys per block.
-    """
-
-    blocks: Tensor
-    counts: Tensor
-    query_block: int
-    key_block: int
-
-    @property
-    def kind(self) -> tuple[Hashable, ...]:
-        """What tells lists apart that need launches of their own."""
-        shape, strides = self.blocks.shape, (self.blocks.stride(), self.counts.stride())
-        return shape, *strides, self.query_block, self.key_block
-
-    def looks(self, s: int, rows: Tensor, keys: Tensor, page_size: int) -> Tensor:
-        """bool `[Q, Hb, N]`: whether rows `[Q]` of sequence s look at keys `[N]`, both counted from its first."""
-        asked = keys // self.key_block
-        most = int(asked.max())
-        listed = torch.arange(self.blocks.shape[3], device=keys.device) < self.counts[s, ..., None]
-        places = torch.where(listed & (self.blocks[s] <= most), self.blocks[s], most + 1).long()
-        chosen = torch.zeros(*listed.shape[:2], most + 2, dtype=torch.bool, device=keys.device)
-        chosen.scatter_(2, places, True)
-        return chosen[:, rows // self.query_block][:, :, asked].transpose(0, 1)
 
 
 class PagedIndex(NamedTuple):
@@ -127,6 +57,7 @@ class RaggedLayout:
         page_tables: per sequence the pages that hold its keys, in order.
         page_size: tokens per page.
         device: where the indices are wanted.
+        owners: whose rows they are, for what is kept between steps: the engine's sequences; empty where nobody asks.
 
     Attributes:
         num_rows: query rows of the whole step, T.
@@ -140,7 +71,9 @@ class RaggedLayout:
         page_tables: Sequence[Sequence[int]],
         page_size: int,
         device: torch.device | str = "cpu",
+        owners: Sequence[Any] = (),
     ) -> None:
+        self.owners = owners
         self.query_lengths = list(query_lengths)
         self.kv_lengths = list(kv_lengths)
         self.page_tables = page_tables
@@ -165,7 +98,7 @@ class RaggedLayout:
         `kv_lengths`, `page_tables` or `query_starts` here and fails with an AttributeError.
         """
         layout = cls.__new__(cls)
-        layout.page_size, layout.device = page_size, slots.device
+        layout.page_size, layout.device, layout.owners = page_size, slots.device, ()
         layout.num_rows = slots.shape[0]
         layout.routes = {}
         # Values in the instance's dictionary stand in front of the cached properties of the same names.
@@ -181,11 +114,12 @@ class RaggedLayout:
             [self.page_tables[s] for s in sequences],
             self.page_size,
             self.device,
+            [self.owners[s] for s in sequences] if self.owners else (),
         )
         return part, torch.tensor(rows, dtype=torch.int64, device=self.device)
 
     @cached_property
-    def _table(self) -> NDArray[np.int32]:
+    def table(self) -> NDArray[np.int32]:
         """`[S, P]` on the host: each sequence's pages, with zeros behind them."""
         counts = -(-np.array(self.kv_lengths, dtype=np.int32) // self.page_size)
         table = np.zeros((len(counts), max(int(counts.max(initial=0)), 1)), dtype=np.int32)
@@ -207,9 +141,9 @@ class RaggedLayout:
     def first_pages(self) -> list[int | None]:
         """Per sequence its first page where all its pages follow each other, else None."""
         counts = -(-np.array(self.kv_lengths) // self.page_size)
-        breaks = (np.diff(self._table, axis=1) != 1) & (np.arange(1, self._table.shape[1]) < counts[:, None])
+        breaks = (np.diff(self.table, axis=1) != 1) & (np.arange(1, self.table.shape[1]) < counts[:, None])
         return [
-            None if broken else first for broken, first in zip(breaks.any(1), self._table[:, 0].tolist(), strict=True)
+            None if broken else first for broken, first in zip(breaks.any(1), self.table[:, 0].tolist(), strict=True)
         ]
 
     def gather(self, s: int, *pools: Tensor) -> list[Tensor]:
@@ -228,12 +162,12 @@ class RaggedLayout:
         parts = [
             np.array(self.query_starts, dtype=np.int32),
             np.array(self.kv_lengths, dtype=np.int32),
-            self._table.reshape(-1),
+            self.table.reshape(-1),
         ]
-        there = self._upload(np.concatenate(parts))
+        there = self.upload(np.concatenate(parts))
         starts, kv_lengths, table = there.split([part.size for part in parts])
         most = max(self.query_lengths, default=0), max(self.kv_lengths, default=0)
-        return PagedIndex(starts, kv_lengths, table.view(self._table.shape), *most)
+        return PagedIndex(starts, kv_lengths, table.view(self.table.shape), *most)
 
     @cached_property
     def slots(self) -> Tensor:
@@ -241,12 +175,12 @@ class RaggedLayout:
         queries, keys = np.array(self.query_lengths), np.array(self.kv_lengths)
         sequence = np.repeat(np.arange(len(queries)), queries)
         place = np.arange(self.num_rows) + (keys - np.array(self.query_starts[1:]))[sequence]
-        pages = self._table[sequence, place // self.page_size].astype(np.int64)
-        return self._upload(pages * self.page_size + place % self.page_size)
+        pages = self.table[sequence, place // self.page_size].astype(np.int64)
+        return self.upload(pages * self.page_size + place % self.page_size)
 
-    def _upload(self, values: NDArray[Any]) -> Tensor:
+    def upload(self, values: NDArray[Any] | Sequence[int]) -> Tensor:
         """The values on the device, by way of pinned memory where that is a GPU, so that nobody waits."""
-        tensor = torch.from_numpy(values)
+        tensor = torch.from_numpy(np.asarray(values))
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     @cached_property

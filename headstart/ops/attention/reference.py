@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from headstart.ops.attention.layout import KeyBlocks, RaggedLayout, Selection
+from headstart.ops.attention.layout import RaggedLayout
+from headstart.ops.attention.selection import AnySelection
 
 TREE_ROWS = 64
 """Rows that a tree's masks have bits for; sequences with more are causal whatever theirs say."""
@@ -20,8 +21,9 @@ def paged_attention_reference(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-    selection: Selection | KeyBlocks | None = None,
+    selection: AnySelection | None = None,
     tree: Tensor | None = None,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` written out sequence by sequence, in float32 or wider."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -38,9 +40,11 @@ def paged_attention_reference(
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
             bits = tree[start + row] if tree is not None and queries <= TREE_ROWS else None
-            seen = _seen(row, key, keys - queries, window, bits)[None]
+            # Every row sees what the last one does where there is no causality.
+            place = row if causal else torch.full_like(row, queries - 1)
+            seen = _seen(place, key, keys - queries, window, bits)[None]
             if selection is not None:
-                looks = selection.looks(s, row, key, layout.page_size)  # [Q, Hkv or H, N]
+                looks = selection.looks(s, row, key, layout)  # [Q, Hkv or H, N]
                 seen = seen & looks.repeat_interleave(heads // looks.shape[1], 1).transpose(0, 1)
             scores = scores.masked_fill(~seen, -torch.inf)
             total = torch.logsumexp(scores, -1)  # [H, Q]

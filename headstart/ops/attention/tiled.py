@@ -11,7 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from headstart.ops.attention.layout import KeyBlocks, RaggedLayout, Selection
+from headstart.ops.attention.layout import RaggedLayout
+from headstart.ops.attention.selection import AnySelection
 from headstart.ops.attention.tiling_mask import TilingMask
 
 
@@ -33,7 +34,7 @@ def attend_tiled(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-    selection: Selection | KeyBlocks | None = None,
+    selection: AnySelection | None = None,
     tiling: Tiling = Tiling(),
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` without trees, in float32 or wider; a tile that nobody looks at is skipped."""
@@ -55,7 +56,7 @@ def attend_tiled(
                     row, key = (
                         torch.arange(*ends, device=q.device) for ends in ((top, top + tile.rows), (left, right))
                     )
-                    looks = selection.looks(s, row, key, layout.page_size)  # [R, Hkv or H, C]
+                    looks = selection.looks(s, row, key, layout)  # [R, Hkv or H, C]
                     if not looks.any():
                         continue
                     unseen = ~looks.repeat_interleave(q.shape[1] // looks.shape[1], 1).transpose(0, 1)

@@ -125,7 +125,9 @@ def _grouped(
         w = tl.load(at, mask=wanted, other=0.0).to(x.dtype)
         total = tl.dot(x, w, total, input_precision=PRECISION)
         if GATE != "":
-            w = tl.load(at + out_features.to(tl.int64) * w_stride, mask=wanted, other=0.0).to(x.dtype)
+            # Made anew, since a size of 1 is a plain number to Triton, which has no type to turn into a wider one.
+            at = own_w_ptr + (output[None, :] + out_features).to(tl.int64) * w_stride + column[:, None]
+            w = tl.load(at, mask=wanted, other=0.0).to(x.dtype)
             total_up = tl.dot(x, w, total_up, input_precision=PRECISION)
     wanted = output < out_features
     dtype = y_ptr.dtype.element_ty

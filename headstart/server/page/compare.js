@@ -26,6 +26,51 @@ export function verdict(one, other) {
   return `The answers are the same for ${whole(common)} characters (about ${whole(words)} words), then they part.`;
 }
 
+/** Which methods a side's requests bring for themselves, of those that its server allows; hidden where it allows none. */
+function methodChoice(name) {
+  const whose = h(
+    "select",
+    {},
+    h("option", { value: "server" }, "As the server runs"),
+    h("option", { value: "own" }, "Only those chosen here"),
+  );
+  const list = h("div", { class: "row" });
+  const chosen = h(
+    "fieldset",
+    { hidden: true },
+    h("legend", {}, `Methods of side ${name} (none: the model alone)`),
+    list,
+  );
+  const element = h("div", { hidden: true }, labelled("Methods", whose), chosen);
+  const boxes = () => [...list.querySelectorAll("input")];
+  const toggle = () => {
+    chosen.hidden = whose.value !== "own";
+  };
+  whose.addEventListener("change", toggle);
+  return {
+    element,
+    offer(allowed) {
+      const before = new Set(boxes().map((box) => box.value));
+      if (allowed.length === before.size && allowed.every((method) => before.has(method))) return;
+      list.replaceChildren(
+        ...allowed.map((method) =>
+          h("label", { class: "check" }, h("input", { type: "checkbox", value: method }), method),
+        ),
+      );
+      element.hidden = allowed.length === 0;
+      if (element.hidden) whose.value = "server";
+      toggle();
+    },
+    /** The request's field `use`; null leaves it out. */
+    use() {
+      if (whose.value !== "own") return null;
+      return boxes()
+        .filter((box) => box.checked)
+        .map((box) => box.value);
+    },
+  };
+}
+
 function sideForm(name, other) {
   const url = h("input", {
     type: "url",
@@ -35,6 +80,7 @@ function sideForm(name, other) {
   });
   const key = h("input", { type: "password", placeholder: "None", autocomplete: "off" });
   const anew = h("input", { type: "checkbox", checked: other });
+  const methods = methodChoice(name);
   const stack = h("p", { class: "soft" }, "");
   const pane = answerPane();
   const check = h("label", { class: "check" }, anew, "Read the prompt anew, without the cache");
@@ -48,6 +94,7 @@ function sideForm(name, other) {
       h("legend", { class: "visually-hidden" }, `Server of side ${name}`),
       labelled("Server", url),
       labelled("Its key, if it is another server", key),
+      methods.element,
       check,
     ),
     stack,
@@ -59,11 +106,22 @@ function sideForm(name, other) {
     const given = url.value.trim().replace(/\/+$/, "");
     return given && given !== location.origin ? { url: given, key: key.value } : here();
   };
-  return { element, server, anew, stack, pane };
+  const side = { element, server, anew, methods, stack, pane };
+  // Stacks are compared by what they do, not by what one of them finds.
+  methods.element.addEventListener("change", () => methods.use() && (anew.checked = true));
+  for (const field of [url, key]) field.addEventListener("change", () => offer(side).catch(() => {}));
+  return side;
+}
+
+/** Ask the side's server what its requests may choose. */
+async function offer(side) {
+  const model = (await get("/v1/models", side.server())).data[0];
+  side.methods.offer(model.allow_use ?? []);
+  return model;
 }
 
 async function describe(side) {
-  const model = (await get("/v1/models", side.server())).data[0];
+  const model = await offer(side);
   let methods = "";
   try {
     const used = (await get("/stats?after=999999999999999", side.server())).engine.methods;
@@ -71,8 +129,10 @@ async function describe(side) {
   } catch {
     // Another kind of server has no such path.
   }
-  side.stack.textContent = `${model.id}${methods}${model.exact === false ? ", approximate" : ""}`;
-  return model.id;
+  const own = side.methods.use();
+  if (own !== null) methods += own.length ? `; this request: ${own.join(", ")}` : "; this request: the model alone";
+  else if (model.exact === false) methods += ", approximate";
+  side.stack.textContent = `${model.id}${methods}`;
 }
 
 export function compareView(root) {
@@ -102,9 +162,10 @@ export function compareView(root) {
     h(
       "p",
       { class: "soft" },
-      "A server runs one stack of methods. To compare two, start a second server with other --use options and " +
-        `--allowed-origins ${location.origin}, and name it as side B. With B left empty, this server answers twice: ` +
-        "once with its cache and once reading anew. Times are as this browser sees them.",
+      "With B left empty, this server answers twice: once with its cache and once reading anew, or each time by the " +
+        "methods chosen for the side, from those that its --allow-use names. What only a whole server can have, such " +
+        "as a scheduler, takes a second server with other --use options and " +
+        `--allowed-origins ${location.origin}: name it as side B. Times are as this browser sees them.`,
     ),
     labelled("Prompt", prompt),
     drop.list,
@@ -154,6 +215,8 @@ export function compareView(root) {
       side.pane.clear();
       await describe(side);
       const body = { ...asked, ...values };
+      const use = side.methods.use();
+      if (use !== null) body.use = use;
       // A salt of its own shares cached keys with nobody.
       if (side.anew.checked) body.cache_salt = crypto.getRandomValues(new Uint32Array(4)).join("-");
       return stream({ path, body, server: side.server(), signal }, side.pane);
@@ -180,6 +243,7 @@ export function compareView(root) {
       ["Tokens/s", digits, a.rate, b.rate],
       ["Prompt tokens", whole, a.usage?.prompt_tokens, b.usage?.prompt_tokens],
       ["From the cache", (value) => value, cachedShare(a), cachedShare(b)],
+      ["Distribution", (value) => value, exactness(a), exactness(b)],
     ];
     const shown = (format, value) => (value === null || value === undefined ? "–" : format(value));
     result.replaceChildren(
@@ -223,7 +287,17 @@ export function compareView(root) {
     announce(sentence);
   }
 
-  return { shown: () => prompt.focus({ preventScroll: true }) };
+  return {
+    shown() {
+      prompt.focus({ preventScroll: true });
+      for (const side of sides) offer(side).catch(() => {});
+    },
+  };
+}
+
+function exactness(figures) {
+  const exact = figures.usage?.exact;
+  return exact === undefined ? null : exact ? "exact" : "approximate";
 }
 
 function cachedShare(figures) {

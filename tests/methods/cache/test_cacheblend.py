@@ -263,7 +263,7 @@ def test_slow_storage_buys_a_higher_ratio(tmp_path: Path) -> None:
     [
         ({"ratio": 1.5}, "ratio must be from 0 to 1"),
         ({"gradual": 1.0}, "gradual must be at least 0 and below 1"),
-        ({"longest": 0}, "longest must be at least 1"),
+        ({"chunk": 0}, "chunk must be at least 1"),
         ({"mark": "("}, "mark is no regular expression"),
         ({"mark": "x*"}, "mark must not match an empty text"),
     ],

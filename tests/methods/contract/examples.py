@@ -69,6 +69,14 @@ def teacher() -> str:
 
 EXAMPLES = {
     "distillation": Example(f"distillation:teacher={teacher()}"),
+    "longgen-convert": Example(
+        "longgen-convert:block=16,sink=1,local=1,stride=0,full=1",
+        changed=lambda before, after: bool(
+            (before[:16] - after[:16]).abs().max() < 1e-5 < (before - after).abs().max()
+        ),
+        no_export="its layers outside of the middle see a part of the context; only its own method reads it so",
+        trained_parameters=plain_parameters,
+    ),
     "meco": Example(
         "meco",
         phase={"packing": "complete"},

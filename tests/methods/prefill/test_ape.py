@@ -169,7 +169,7 @@ def test_models_with_windows_are_refused() -> None:
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"temperature": 1.1}, "at most 1"),
         ({"scale": -0.1}, "scale must be from 0 to 1"),
-        ({"longest": 0}, "longest must be at least 1"),
+        ({"chunk": 0}, "chunk must be at least 1"),
         ({"mark": "["}, "mark is no regular expression"),
     ],
 )

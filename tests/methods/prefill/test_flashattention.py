@@ -9,7 +9,11 @@ from headstart.errors import HeadstartError, MethodError
 from headstart.evaluation.method_bench import MethodBenchSettings, run_method_bench
 from headstart.methods import registry
 
-METHODS = ["flashattention:rows=5,keys=7", "fastattention:rows=8,keys=6,slices=3"]
+METHODS = [
+    "flashattention:rows=5,keys=7",
+    "fastattention:rows=8,keys=6,slices=3",
+    "fastattention:rows=8,keys=6,slices=3,host_layers=2",
+]
 
 
 @pytest.mark.parametrize("use", METHODS)
@@ -27,6 +31,13 @@ def test_answers_stay(stories, use):
 def test_refuses_tiles_of_no_size(use):
     with pytest.raises(MethodError, match="from 1 to 1024"):
         registry.build(use)
+
+
+def test_refuses_more_layers_on_the_host_than_there_are(stories):
+    with pytest.raises(MethodError, match="at most the model's 5 layers"):
+        LLM(stories, use=["fastattention:host_layers=6"])
+    with pytest.raises(MethodError, match="at least 0"):
+        registry.build("fastattention:host_layers=-1")
 
 
 @pytest.mark.parametrize("key", ["flashattention", "fastattention"])

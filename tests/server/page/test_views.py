@@ -109,6 +109,45 @@ def test_another_server_is_the_other_side(browser: Browser, served: Running, che
         context.close()
 
 
+def test_two_stacks_of_one_server_are_compared(browser: Browser, checkpoint: Path) -> None:
+    """Each side by methods of its own; the times, and where the answers part, stand side by side."""
+    lazy = "lazyllm:keep=0.3,layers=1"
+    engine = engine_of(checkpoint)
+    with running(engine, allow_use=[lazy, "flashattention"]) as server, watched(browser, server.url) as page:
+        open_view(page, "Compare")
+        page.get_by_label("Prompt", exact=True).fill(STORY)
+        one, two = (page.get_by_role("region", name=f"Side {name}") for name in "AB")
+        expect(one.get_by_label("Methods", exact=True)).to_have_value("server")
+        expect(one.get_by_label(lazy)).to_be_hidden()
+        one.get_by_label("Methods", exact=True).select_option("Only those chosen here")
+        two.get_by_label("Methods", exact=True).focus()
+        page.keyboard.press("End")
+        two.get_by_label(lazy).check()
+        expect(one.get_by_label("Read the prompt anew")).to_be_checked()
+        asked = []
+        page.on("request", lambda r: asked.append(r.post_data_json) if r.method == "POST" else None)
+        page.get_by_role("button", name="Compare", exact=True).click()
+        verdict = page.locator(".verdict")
+        expect(verdict).to_contain_text(re.compile("then they part|differ from the first"))
+        assert [body["use"] for body in asked] == [[], [lazy]]
+        expect(one).to_contain_text("this request: the model alone")
+        expect(two).to_contain_text(f"this request: {lazy}")
+        rows = {row.split("\t")[0]: row.split("\t")[1:] for row in verdict.get_by_role("row").all_inner_texts()}
+        assert [cell.strip() for cell in rows["Distribution"]] == ["exact", "approximate"]
+        assert all(re.match(r"[\d.]+ m?s", cell.strip()) for cell in rows["First token"])
+        # Where they part is where the engine's answers part.
+        texts = []
+        for use in ([], [lazy]):
+            asked_again = {"prompt": STORY, "max_tokens": 128, "temperature": 0, "use": use}
+            texts.append(server.post("/v1/completions", asked_again).json()["choices"][0]["text"])
+        common = next(place for place, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1])
+        for side, text in zip((one, two), texts, strict=True):
+            assert side.locator(".said").evaluate("e => e.textContent") == text
+            assert side.locator("mark").evaluate("e => e.textContent") == text[common:]
+        one.get_by_label("Methods", exact=True).select_option("As the server runs")
+        expect(one.get_by_label(lazy)).to_be_hidden()
+
+
 def test_where_texts_part_is_found_as_python_finds_it(page: Page) -> None:
     draw = random.Random(0)
     pairs = []

@@ -1,0 +1,1 @@
+"""Methods that fit a trained model to a task or a setting."""

@@ -1,0 +1,1 @@
+"""Hydragen: shared prefixes are read once for all sequences of a decode step."""

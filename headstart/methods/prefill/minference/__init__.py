@@ -1,0 +1,1 @@
+"""MInference (arXiv 2407.02490): sparse prefill with a pattern for each head."""

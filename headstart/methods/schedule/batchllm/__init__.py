@@ -1,0 +1,1 @@
+"""BatchLLM: an offline job planned as a whole."""
