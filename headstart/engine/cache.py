@@ -213,6 +213,14 @@ class PagedKVStore(KVStore):
         self._leases.add(lease)
         return lease
 
+    def held(self, namespace: str, tokens: Tokens) -> Lease:
+        """A lease of those pages of `tokens` (whole pages) that are on the device now, all of them maybe."""
+        node, pages = self.tree.match(namespace, tokens)
+        self.tree.lock(node)
+        lease = Lease(self, node, pages, len(pages))
+        self._leases.add(lease)
+        return lease
+
     def num_found(self, namespace: str | None, tokens: Tokens) -> int:
         """How many of these tokens' keys could be reused now; changes nothing."""
         return 0 if namespace is None else self.tree.num_shared(namespace, tokens) * self.page_size
@@ -232,9 +240,9 @@ class PagedKVStore(KVStore):
     def tier_traffic(self) -> tuple[int, int]:
         return (0, 0) if self.tiers is None else (self.tiers.spilled, self.tiers.restored)
 
-    def flush(self) -> None:
+    def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         if self.tiers is not None:
-            self.tiers.flush(self._cached(), _FLUSH_SECONDS)
+            self.tiers.flush(self._cached(), seconds)
 
     def _cached(self) -> Iterator[tuple[list[bytes], Tensor]]:
         """Everything in the prefix tree, what was used last first, and nothing before what stands above it."""
@@ -368,9 +376,19 @@ class PagedKVStore(KVStore):
         return {namespace: (held[namespace], kept[namespace]) for namespace in {**held, **kept}}
 
     @property
+    def part_bytes(self) -> list[int]:
+        """Bytes of one page in each tensor of keys or values, in the order in which pages are written down."""
+        return [pool[0].numel() * pool.element_size() for pool in self._pools()]
+
+    def parts_of(self, index: int) -> list[int]:
+        """Which of these parts hold a layer's keys and values."""
+        places = {pool.data_ptr(): place for place, pool in enumerate(self._pools())}
+        return [places[pool.data_ptr()] for pool in self.layer(index)]
+
+    @property
     def bytes_per_page(self) -> int:
         """Memory of one page over all layers, aliases counted once, and bounded heads left out."""
-        return sum(pool[0].numel() * pool.element_size() for pool in self._pools())
+        return sum(self.part_bytes)
 
     @property
     def bytes_per_twin(self) -> int:
