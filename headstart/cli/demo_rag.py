@@ -187,6 +187,6 @@ def _show(cases: Sequence[Case], told: Sequence[dict[str, Any]], out: Console, d
     out.print()
     out.print(table)
     out.print(
-        "full prefill and prefix cache are exact, ape and cacheblend are not. Measure: headstart bench method cacheblend",
+        "full prefill and prefix cache are exact, ape and cacheblend are not; measure: headstart bench method ape",
         style="dim",
     )

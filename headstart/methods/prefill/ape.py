@@ -87,7 +87,7 @@ class Places:
         speed on an H100 with Llama-3.1-8B, question and answer of 256 tokens""",
         source="abstract and the paper's section on efficiency",
     ),
-    composes="Any scheduler that leaves prompts whole, lower tiers of the cache (`--kv-tier`).",
+    composes="Any scheduler that leaves prompts whole, lower tiers of the cache (the option --kv-tier).",
     conflicts="""`cacheblend` (the other cure for the same problem), models with sliding windows or capped scores,
     methods that attend in another way, which do not run where there are contexts; the cache of prefixes.""",
 )
