@@ -215,6 +215,14 @@ class PagedKVStore(KVStore):
         self._leases.add(lease)
         return lease
 
+    def held(self, namespace: str, tokens: Tokens) -> Lease:
+        """A lease of those pages of `tokens` (whole pages) that are on the device now, all of them maybe."""
+        node, pages = self.tree.match(namespace, tokens)
+        self.tree.lock(node)
+        lease = Lease(self, node, pages, len(pages))
+        self._leases.add(lease)
+        return lease
+
     def num_found(self, namespace: str | None, tokens: Tokens) -> int:
         """How many of these tokens' keys could be reused now; changes nothing."""
         return 0 if namespace is None else self.tree.num_shared(namespace, tokens) * self.page_size
@@ -234,9 +242,9 @@ class PagedKVStore(KVStore):
     def tier_traffic(self) -> tuple[int, int]:
         return (0, 0) if self.tiers is None else (self.tiers.spilled, self.tiers.restored)
 
-    def flush(self) -> None:
+    def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         if self.tiers is not None:
-            self.tiers.flush(self._cached(), _FLUSH_SECONDS)
+            self.tiers.flush(self._cached(), seconds)
 
     def _cached(self) -> Iterator[tuple[list[bytes], Tensor]]:
         """Everything in the prefix tree, what was used last first, and nothing before what stands above it."""
@@ -293,17 +301,18 @@ class PagedKVStore(KVStore):
 
     def gather(self, pages: list[int]) -> Tensor:
         """The bytes of pages `[N, page_bytes]`, uint8 on the CPU: as they are when all steps so far have run."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
-        return to_host(torch.cat([pool[index].flatten(1).view(torch.uint8) for pool in self._pools()], 1)).read()
+        pools = self._pools()
+        index = {pool.device: torch.tensor(pages, dtype=torch.int64, device=pool.device) for pool in pools}
+        parts = [pool[index[pool.device]].flatten(1).view(torch.uint8) for pool in pools]
+        return to_host(torch.cat([part.to(self.device) for part in parts], 1)).read()
 
     def scatter(self, pages: list[int], data: Tensor) -> None:
         """Write what `gather` has read to other pages."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
         data, at = to_device(data.numpy(), self.device), 0
         for pool in self._pools():
             size = pool[0].numel() * pool.element_size()
-            part = data[:, at : at + size].contiguous().view(pool.dtype)
-            pool[index] = part.view(len(pages), *pool.shape[1:])
+            part = data[:, at : at + size].to(pool.device).contiguous().view(pool.dtype)
+            pool[torch.tensor(pages, dtype=torch.int64, device=pool.device)] = part.view(len(pages), *pool.shape[1:])
             at += size
 
     def move(self, source: list[int], offsets: Tensor, target: list[int]) -> None:
@@ -335,6 +344,11 @@ class PagedKVStore(KVStore):
         lease.pages, lease.shared, lease.node, lease.twins, lease.reached = [], 0, None, [], 0
 
     @property
+    def copies_whole(self) -> bool:
+        """Whether `gather` and `scatter` carry all that a page holds: no head is bounded, no layer lies elsewhere."""
+        return self.twins is None and len({pool.device for pool in self._pools()}) == 1
+
+    @property
     def device(self) -> torch.device:
         """Where the pages lie."""
         return self._keys[0].device
@@ -364,9 +378,19 @@ class PagedKVStore(KVStore):
         return {namespace: (held[namespace], kept[namespace]) for namespace in {**held, **kept}}
 
     @property
+    def part_bytes(self) -> list[int]:
+        """Bytes of one page in each tensor of keys or values, in the order in which pages are written down."""
+        return [pool[0].numel() * pool.element_size() for pool in self._pools()]
+
+    def parts_of(self, index: int) -> list[int]:
+        """Which of these parts hold a layer's keys and values."""
+        places = {pool.data_ptr(): place for place, pool in enumerate(self._pools())}
+        return [places[pool.data_ptr()] for pool in self.layer(index)]
+
+    @property
     def bytes_per_page(self) -> int:
         """Memory of one page over all layers, aliases counted once, and bounded heads left out."""
-        return sum(pool[0].numel() * pool.element_size() for pool in self._pools())
+        return sum(self.part_bytes)
 
     @property
     def bytes_per_twin(self) -> int:

@@ -31,57 +31,6 @@ planned(
         conflicts="Per-token dynamic quantisation and per-group weight scales.",
     ),
     MethodCard(
-        "ape",
-        stage="prefill",
-        paper=Paper(
-            "APE: Faster and Longer Context-Augmented Generation via Adaptive Parallel Encoding",
-            arxiv="2502.05431",
-            venue="ICLR 2025",
-        ),
-        slots=("attention.prefill", "attention.decode", "prefill", "kv_store"),
-        exact=False,
-        needs=("a temperature and a scale, tuned on a few examples",),
-        summary="""Computes the cache of each retrieved context alone, once, and gives all contexts the same
-        positions. Attention over such parallel parts is too flat and too heavy, which costs quality. Three repairs
-        need no training: a shared prefix in front of every context, a softmax temperature below one on their keys,
-        and a scale below one on their total weight. Stored contexts can be loaded, so that a request pays for its
-        question only.""",
-        when_not="""When contexts must be read in order or reason over each other, as in a long narrative or in
-        code, or when the two numbers cannot be tuned.""",
-        claim=Claim(
-            "up to 4.5 times faster end to end at 128K, with 98% of the quality for RAG",
-            setting="""against sequential encoding; 93% for in-context learning; prefill time 28 times shorter;
-            speed on an H100 with Llama-3.1-8B, question and answer of 256 tokens""",
-            source="abstract and the paper's section on efficiency",
-        ),
-        composes="`hydragen` (contexts shared by many questions), KV quantisation, paged caches.",
-        conflicts="""`cacheblend` (the other cure for the same problem), sliding-window layers, attention without
-        log-sum-exp.""",
-    ),
-    MethodCard(
-        "prepacking",
-        stage="prefill",
-        paper=Paper(
-            "Prepacking: A Simple Method for Fast Prefilling and Increased Throughput in Large Language Models",
-            arxiv="2404.09529",
-            venue="arXiv, 2024",
-        ),
-        slots=("scheduler",),
-        summary="""Packs several short prompts into one row of a padded batch, by bin packing. A block-diagonal mask
-        and positions that restart keep the prompts apart. One prefill serves all of them; then the cache is cut
-        apart again and generation goes on as usual. The result is exact, and time and memory shrink with the
-        padding avoided.""",
-        when_not="In an engine with ragged batches, which has the gain already, or for prompts of equal length.",
-        claim=Claim(
-            "prefill 5.2 times faster than padded batches: 0.441 s instead of 2.299 s",
-            setting="""Llama 1.3B, MMLU prompts, batch 64, one A6000 48 GB; batches ordered by length take 0.658 s;
-            peak memory 4.6 GB instead of 34.6 GB""",
-            source="official README",
-        ),
-        composes="Paged caches, quantisation.",
-        conflicts="Methods with statistics per row, such as token pruning by total attention.",
-    ),
-    MethodCard(
         "zipvl",
         stage="prefill",
         paper=Paper(

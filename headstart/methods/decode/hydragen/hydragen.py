@@ -6,7 +6,7 @@ from torch import Tensor
 
 from headstart.engine.seams import Attention
 from headstart.errors import MethodError
-from headstart.evaluation.method_bench_spec import MethodBench, OfflineLengths, Quality
+from headstart.evaluation.method_bench_spec import MethodBench, Own, Quality
 from headstart.methods.decode.hydragen.buffers import Buffers
 from headstart.methods.decode.hydragen.plan import Plan
 from headstart.methods.decode.hydragen.sharing import Costs
@@ -70,8 +70,9 @@ class Hydragen(Attention):
 
     @classmethod
     def bench(cls) -> MethodBench:
-        """Prompts one at a time share nothing, which shows what it costs; `benchmarks/hydragen.py` shows the gain."""
-        return MethodBench((), (OfflineLengths(), Quality(tasks=())), ("decode", "TTFT"))
+        """Many answers to one text, over its length."""
+        own = Own("headstart.methods.decode.hydragen.bench")
+        return MethodBench((), (own, Quality(tasks=())), ("decode",))
 
     def counters(self) -> dict[str, int]:
         """Decode steps, those that shared, how often the plan was made anew, and keys of a layer that were not read
@@ -94,7 +95,7 @@ class Hydragen(Attention):
         return shared_attention(q, keys, values, parts, scale=spec.scale, softcap=spec.softcap)
 
     def form_of(self, layout: RaggedLayout) -> int:
-        return int(self._planned(layout).segments != [])
+        return int(len(layout.query_lengths) > 1 and self._planned(layout).segments != [])
 
     def hold(self, layout: RaggedLayout, form: int) -> None:
         layout.routes[self] = None
@@ -110,7 +111,9 @@ class Hydragen(Attention):
 
     def _parts(self, layout: RaggedLayout) -> SharedKeys | None:
         """How a step's keys fall into parts, worked out in the first layer; None where all are read as ever."""
-        if self not in layout.routes:
+        if self not in layout.routes and len(layout.query_lengths) == 1:
+            layout.routes[self] = None
+        elif self not in layout.routes:
             plan = self._planned(layout)
             layout.routes[self] = plan.parts(layout) if plan.segments else None
         return layout.routes[self]
