@@ -19,6 +19,7 @@ from headstart.engine.seams import KVPart, KVStore, LayerKV, PageLease
 from headstart.engine.tiers import Tiers, page_keys, root_key
 from headstart.errors import MethodError
 from headstart.ops.attention import RaggedLayout
+from headstart.ops.attention.reach import Reach
 from headstart.ops.staging import to_device, to_host
 from headstart.ops.write_kv import write_kv
 
@@ -142,18 +143,19 @@ class PagedKVStore(KVStore):
             where = torch.device("cpu" if layer.on_host else device)
             self._keys.append(_zeros(shape, layer.dtype, where))
             self._values.append(_zeros(shape, layer.dtype, where))
-            if layer.bounded:
-                self._bound(index, layer, where)
+            if layer.reach is not None:
+                self._bound(index, layer, layer.reach, where)
         return self
 
-    def _bound(self, index: int, layer: LayerKV, device: torch.device) -> None:
-        """Take the memory of a layer's bounded heads."""
-        assert layer.reach is not None
+    def _bound(self, index: int, layer: LayerKV, reach: Reach, device: torch.device) -> None:
+        """Take the memory of a layer's bounded heads, if it has some; what is counted is the same on every rank."""
         count = self.num_twins or self.num_pages
         if self.twins is None:
-            self.twins = TwinPages(layer.reach, self.num_pages, count, self.page_size)
-        if self.twins.reach != layer.reach:
+            self.twins = TwinPages(reach, self.num_pages, count, self.page_size)
+        if self.twins.reach != reach:
             raise MethodError("all bounded heads of a model must have the same reach")
+        if not layer.bounded:
+            return
         shape = (count, self.page_size, len(layer.bounded), layer.head_dim)
         heads = torch.tensor(layer.bounded, device=device)
         keys, values = (_zeros(shape, layer.dtype, device) for _ in range(2))
