@@ -13,10 +13,10 @@ CACHED, SORTED = "exact", "exact, prompts in order"
 def measure(ask: OwnAsk) -> LengthsResult:
     """The plan, whole and without its order, and the engine's own prefix cache with prompts as they come and sorted."""
     large = ask.subject.device != "cpu"
-    documents, users, head, shared, own = (3, 3, 16, 32, 8) if ask.quick else (6, 8, 32, 224, 24)
+    documents, users, head, shared, own = (3, 3, 16, 32, 8) if ask.quick else (12, 4, 32, 160, 16)
     if large and not ask.quick:
         documents, users, head, shared, own = 64, 16, 256, 2048, 128
-    answers = (2, 4) if ask.quick else (16, 256) if large else (4, 32)
+    answers = (2, 4) if ask.quick else (16, 256) if large else (4, 24)
     page = 64 if large else 16
 
     def make(seed: int) -> Job:
