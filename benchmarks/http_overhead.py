@@ -1,6 +1,6 @@
 """What HTTP and the second process cost: the server beside the engine in this process, in turns.
 
-    python benchmarks/http_overhead.py --model DIR
+    python benchmarks/http_overhead.py --model DIR --out overhead.json
 
 The same greedy streams run on an engine in this process and on `headstart serve`, round by round in turns: tokens per
 second of many streams at once, and time to first token of one request alone. Then a thousand streams wait in the
@@ -14,6 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import psutil
 import torch
@@ -23,6 +24,7 @@ from headstart.engine.async_engine import AsyncEngine
 from headstart.engine.params import SamplingParams
 from headstart.evaluation.load.client import Client
 from headstart.evaluation.load.served import ServedModel
+from headstart.evaluation.script_result import write_result
 
 STREAMS, TOKENS, PROMPT = 32, 256, 32
 SINGLES = 30
@@ -133,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", default=str(default_checkpoint_path()))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="a JSON file for the result")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with ServedModel(["--model", options.model], threads=1) as served:
@@ -147,6 +150,16 @@ def main() -> None:
     print(f" ({min(ratios):.3f} to {max(ratios):.3f})")
     print(f"added to the first token: median {statistics.median(added):.2f} ms ({min(added):.2f} to {max(added):.2f})")
     print(f"{IDLE} waiting streams: {after - before:.1f} MB ({before:.1f} to {after:.1f} MB)")
+    if options.out is not None:
+        names = ("tokens_per_s_in_process", "tokens_per_s_over_http", "ttft_s_in_process", "ttft_s_over_http")
+        content = {
+            "streams": STREAMS,
+            "rounds": [dict(zip(names, values, strict=True)) for values in found],
+            "throughput_ratio": statistics.median(ratios),
+            "added_to_ttft_ms": statistics.median(added),
+            "waiting_streams": {"count": IDLE, "mb_before": before, "mb_after": after},
+        }
+        write_result(options.out, "benchmarks/http_overhead.py", content)
 
 
 if __name__ == "__main__":

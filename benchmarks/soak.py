@@ -1,6 +1,6 @@
 """A server under a long, rude load: does anything leak, break or change?
 
-    python benchmarks/soak.py --minutes 20 --clients 64
+    python benchmarks/soak.py --minutes 20 --clients 64 --kill --out soak.json
 
 Clients of two tenants send prompts of random lengths, whole and streamed; three in ten leave at a random moment, one in
 twenty sends something malformed. Before, the same prompts are answered on a quiet server. What must hold is checked and
@@ -36,6 +36,7 @@ from headstart.checkpoints.default import default_checkpoint_path
 from headstart.evaluation.load.client import Client, ConnectionFailed, Reply
 from headstart.evaluation.load.served import ServedModel
 from headstart.evaluation.load.stream import events
+from headstart.evaluation.script_result import write_result
 
 ABORTED, MALFORMED = 0.30, 0.05
 WARM_UP = 0.25
@@ -57,10 +58,11 @@ class Asked:
 
 @dataclass
 class Found:
-    """What happened, and what should not have."""
+    """What happened, what should not have, and what was measured."""
 
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
 
     def fault(self, text: str) -> None:
         """Note something that must not happen."""
@@ -219,8 +221,8 @@ async def settled(client: Client) -> dict[str, float]:
         await asyncio.sleep(0.1)
 
 
-async def kill(url: str, server: int, found: Found) -> str:
-    """Kill the engine in the middle of 32 streams; what its clients and the next ones saw."""
+async def kill(url: str, server: int, found: Found) -> None:
+    """Kill the engine in the middle of 32 streams; tell what its clients and the next ones saw."""
     client = Client(url, KEYS["red"])
     body = {"prompt": [1], "max_tokens": 400, "ignore_eos": True, "stream": True}
     replies = [
@@ -240,7 +242,11 @@ async def kill(url: str, server: int, found: Found) -> str:
     back = time.monotonic() - began
     if told > TOLD_WITHIN or not cut:
         found.fault(f"{cut} of {STREAMS_KILLED} streams were told of the engine's death within {told:.2f} s")
-    return f"{cut} of {STREAMS_KILLED} streams got an error event, the last after {told:.3f} s; back after {back:.1f} s"
+    found.figures["kill"] = {"streams": STREAMS_KILLED, "told": cut, "told_after_s": told, "back_after_s": back}
+    print(
+        f"kill -9     {cut} of {STREAMS_KILLED} streams got an error event, the last after {told:.3f} s; "
+        f"back after {back:.1f} s"
+    )
 
 
 async def soak(url: str, server: int, options: argparse.Namespace) -> Found:
@@ -260,13 +266,19 @@ async def soak(url: str, server: int, options: argparse.Namespace) -> Found:
     await asyncio.gather(watch(server, until, sizes), *clients)
     end = await settled(client)
     print("requests   ", ", ".join(f"{count} {name}" for name, count in sorted(found.counts.items())))
+    found.figures |= {
+        "pages": end["kv_cache_pages"],
+        "pages_held_at_the_end": end["kv_cache_usage_perc"],
+        "preemptions": end["num_preemptions_total"],
+        "restarts": end["engine_restarts_total"],
+    }
     print(f"pages       {end['kv_cache_pages']:.0f}, held at the end {end['kv_cache_usage_perc']:.0%}")
     print(f"preemptions {end['num_preemptions_total']:.0f}, restarts {end['engine_restarts_total']:.0f}")
     if end["kv_cache_usage_perc"] or end["engine_restarts_total"]:
         found.fault("pages are held by nobody, or the engine was started again")
     check_memory(sizes, options.minutes * 60 * WARM_UP, found)
     if options.kill:
-        print("kill -9    ", await kill(url, server, found))
+        await kill(url, server, found)
         for item in asked[:8]:
             if (await answer(client, item.body))[1] != item.text:
                 found.fault("after the engine came back an answer was another one")
@@ -279,6 +291,7 @@ def check_memory(sizes: list[tuple[float, float]], warm_up: float, found: Found)
     quarter = max(1, len(later) // 4)
     first, last = sorted(later[:quarter])[quarter // 2], sorted(later[-quarter:])[quarter // 2]
     print(f"memory      {first:.1f} MB after the warm-up, {last:.1f} MB at the end ({last / first - 1:+.1%})")
+    found.figures["memory_mb"] = {"after_the_warm_up": first, "at_the_end": last}
     if last > first * (1 + FLAT):
         found.fault(f"memory grew from {first:.1f} to {last:.1f} MB")
 
@@ -292,6 +305,7 @@ def main() -> int:
     parser.add_argument("--pages", type=int, default=600, help="of the KV cache: few, so that it is always full")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kill", action="store_true", help="at the end, kill the engine in the middle of 32 streams")
+    parser.add_argument("--out", type=Path, help="a JSON file for the result")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         tenants = Path(directory) / "tenants.yaml"
@@ -306,6 +320,9 @@ def main() -> int:
     print("verdict    ", "it holds" if not found.wrong else f"{found.counts['faults']} faults")
     for line in found.wrong:
         print("  ", line)
+    if options.out is not None:
+        content = {"holds": not found.wrong, "requests": dict(found.counts), "faults": found.wrong, **found.figures}
+        write_result(options.out, "benchmarks/soak.py", content)
     return 1 if found.wrong else 0
 
 

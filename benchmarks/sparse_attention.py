@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sparse_systems import decodes, prompts
 from torch import Tensor
 
 from headstart.evaluation.attention_bench import HEAD_DIM, HEADS, KV_HEADS, seconds
@@ -145,6 +146,12 @@ def time_layer(length: int, rows: int | None = None) -> Iterator[Row]:
         }  # fmt: skip
 
 
+def time_systems(length: int) -> Iterator[Row]:
+    """Decoding with what other methods choose or keep."""
+    layer = decode_layer(length)
+    return decodes(layer.q, layer.k, layer.v, layer.layout, seconds)
+
+
 def time_shapes() -> Iterator[Row]:
     """Tiles for the vertical-slash kernel and for lists of small blocks."""
     layer = layer_of(65536)
@@ -162,16 +169,22 @@ def time_shapes() -> Iterator[Row]:
             yield {"method": name, "shape": shape_name, "seconds": taken, "tflops": rate}
 
 
-def time_decode(length: int, sequences: int = 8) -> Iterator[Row]:
-    """One decode step of several sequences: dense, hip with its search, and hip with what an earlier step found."""
+def decode_layer(length: int, sequences: int = 8) -> Layer:
+    """A row of each of several sequences."""
     generator = torch.Generator("cuda").manual_seed(0)
     pages = length // PAGE
     tables = [range(s * pages, (s + 1) * pages) for s in range(sequences)]
     layout = RaggedLayout([1] * sequences, [length] * sequences, tables, PAGE, "cuda")
     random = {"device": "cuda", "dtype": torch.bfloat16, "generator": generator}
     k, v = (torch.randn(sequences * pages, PAGE, KV_HEADS, HEAD_DIM, **random) for _ in range(2))
-    layer = Layer(torch.randn(sequences, HEADS, HEAD_DIM, **random), k, v, layout)
-    work = {"keys": length, "rows": f"{sequences} x 1"}
+    return Layer(torch.randn(sequences, HEADS, HEAD_DIM, **random), k, v, layout)
+
+
+def time_decode(length: int) -> Iterator[Row]:
+    """One decode step of several sequences: dense, hip with its search, and hip with what an earlier step found."""
+    layer = decode_layer(length)
+    layout = layer.layout
+    work = {"keys": length, "rows": f"{layout.num_rows} x 1"}
     dense = seconds(layer.attend, 5)
     yield work | {"method": "dense", "seconds": dense}
     for name, descent in DESCENTS.items():
@@ -262,6 +275,9 @@ def main() -> None:
     note("chunk", lambda: time_layer(131072, 8192))
     note("decode", lambda: time_decode(32768))
     note("decode", lambda: time_decode(131072))
+    for length in (32768, 131072):
+        note("systems, prompt", lambda length=length: prompts(layer_of(length, 8192), seconds))
+        note("systems, decode", lambda length=length: time_systems(length))
     note("longest prefill", lambda: time_layer(args.longest))
     note("tiles", time_shapes)
 

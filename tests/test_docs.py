@@ -47,9 +47,10 @@ SHORT = {
     "chat": ["--max-tokens", "3"],
     "demo": ["--words", "500"],
     "eval": ["--quick", "--task", "bits_per_byte", "--lengths", "128"],
+    "--fit": ["--fit-lengths", "96,160"],
     "train": ["phases.main.tokens=16k", "phases.main.eval.tokens=256", "compile=false"],
 }
-"""What makes a command short."""
+"""What makes a command short, by its name or one of its options."""
 PLACEHOLDERS = ("DIR", "KEY", "RECIPE")
 """A command with one of these is an example, whose options alone can be checked."""
 
@@ -169,7 +170,7 @@ def test_the_commands_of_a_page_work_one_after_another(
             continue
         if set(arguments) & set(PLACEHOLDERS):
             continue
-        short = [] if "--dry-run" in arguments else SHORT.get(arguments[0], [])
+        short = [] if "--dry-run" in arguments else [more for word in arguments for more in SHORT.get(word, [])]
         code, out, err = run([*arguments, *short], piped(shown), monkeypatch, capsys)
         assert code == 0, f"{shown.line}: {err}"
         assert out.strip() or arguments[0] == "export", shown.line

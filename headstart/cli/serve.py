@@ -90,6 +90,15 @@ def serve(
             rich_help_panel=_CLUSTER,
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run these engines as actors of a Ray cluster: its address, auto for the one of this machine, or "
+            "local to start one. [default: processes of this machine]",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
     engine_process: Annotated[
         bool,
         typer.Option(
@@ -120,6 +129,7 @@ def serve(
         headstart serve DIR --allow-use lazyllm --allow-use flashattention
         headstart serve DIR --replicas 2
         headstart serve DIR --disaggregate prefill=1,decode=1
+        headstart serve DIR --replicas 8 --ray auto
     """
     from headstart.engine.waiting import line_of
     from headstart.server.app import create_app
@@ -142,7 +152,7 @@ def serve(
     if seed is not None:
         settings["seed"] = seed
     settings["scheduling_policy"] = scheduling_policy
-    loaded = _load(settings, replicas, disaggregate, engine_process)
+    loaded = _load(settings, replicas, disaggregate, engine_process, ray)
     app = create_app(
         loaded,
         served_model_name=served_model_name,
@@ -160,7 +170,11 @@ def serve(
 
 
 def _load(
-    settings: dict[str, Any], replicas: int | None, disaggregate: str | None, engine_process: bool
+    settings: dict[str, Any],
+    replicas: int | None,
+    disaggregate: str | None,
+    engine_process: bool,
+    ray: str | None,
 ) -> "EngineClient":
     """The engine or the engines."""
     from headstart.cluster.launch import Disaggregation, PlacementError, start_disaggregated, start_replicas
@@ -171,10 +185,12 @@ def _load(
         raise PlacementError("replicas do everything, and --disaggregate parts it: leave out one of them")
     if (replicas or disaggregate) and not engine_process:
         raise PlacementError("the engines of a cluster are processes of their own: leave out --no-engine-process")
+    if ray is not None and not (replicas or disaggregate):
+        raise PlacementError("--ray places the engines of a cluster: say how many, with --replicas or --disaggregate")
     if disaggregate is not None:
-        return start_disaggregated(Disaggregation.parse(disaggregate), settings)
+        return start_disaggregated(Disaggregation.parse(disaggregate), settings, ray)
     if replicas is not None:
-        return start_replicas(replicas, settings)
+        return start_replicas(replicas, settings, ray)
     return (ProcessEngine if engine_process else AsyncEngine).from_model(**settings)
 
 

@@ -1,9 +1,9 @@
 """Prefill in some engines and decode in others: the keys of a prompt are pulled by whoever writes its answer."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 
 from headstart.cluster.client import ClusterEngine, Progress
 from headstart.cluster.shared_store import MIGRATES, Held
@@ -12,19 +12,26 @@ from headstart.engine.outputs import CompletionOutput, RequestOutput
 from headstart.errors import HeadstartError
 
 _HALF = "\ufffd"
+# How soon, and then how often, it is asked whether a prompt is being read.
+_FIRST_LOOK, _LAST_LOOK = 0.002, 0.05
 
 
 class DisaggregatedEngine(ClusterEngine):
     """Engines that read and engines that write (DistServe, arXiv 2401.09670).
 
     A prompt is read by the prefill engine with the least to do, which says the first token and keeps the keys. In order
-    of arrival a decode engine with a free place pulls them, and writes the rest. Whoever dies, the request goes on: its
+    of arrival a decode engine with a free place pulls them, layer by layer while the prompt is still being read if it
+    has the place by then, and writes the rest. Whoever dies, the request goes on: its
     prompt and what it has written are read again elsewhere.
 
     Args:
         prefill: engines with `distserve:role=prefill` on a shared store.
         decode: engines with `distserve:role=decode` on a shared store.
         places: requests that one decode engine takes at once (default: what it runs at once).
+
+    Attributes:
+        pulled_tokens: of prompts whose keys were pulled.
+        pulled_ahead: of those, of prompts whose pull began before they were read.
     """
 
     def __init__(
@@ -38,7 +45,7 @@ class DisaggregatedEngine(ClusterEngine):
         self._bridge = asyncio.Semaphore(count)
         self._farewells: set[asyncio.Task[None]] = set()
         self._names = 0
-        self.pulled_tokens = 0
+        self.pulled_tokens = self.pulled_ahead = 0
 
     async def serve(self, asked: Submission, progress: Progress) -> AsyncGenerator[RequestOutput, None]:
         written = progress.written() or list(asked.written)
@@ -50,7 +57,9 @@ class DisaggregatedEngine(ClusterEngine):
             return
         held: Held | None = None
         name = f"{MIGRATES}{asked.request_id}:{self._next()}"
-        try:
+        async with AsyncExitStack() as stack:
+            stack.callback(self._let_go, source, name)
+            ahead = asyncio.ensure_future(self._pull_ahead(stack, source, name))
             self._loads[source] += 1
             try:
                 first = await self._read(source, asked, name, written)
@@ -64,30 +73,86 @@ class DisaggregatedEngine(ClusterEngine):
                     held = await source.peek("store.take_held", name)
             finally:
                 self._loads[source] -= 1
+                pull = await _unless_waiting(ahead)
             early = _early(first, written, asked)
             if early is not None:
                 yield early
             begun = [_behind(written, part, early), *written[1:]]
-            async with self._bridge:
-                target, ticket = await self._freest(self.decode), None
-                self._loads[target] += 1
-                try:
-                    ticket = await self._pull(target, held)
-                    async with aclosing(self.on(target, asked, asked.request_id, asked.params, begun)) as outputs:
-                        async for output in outputs:
-                            if ticket is not None:
-                                self._let_go(target, ticket)
-                                ticket = None
-                            output.metrics.first_token_time = first.metrics.first_token_time
-                            output.metrics.first_scheduled_time = first.metrics.first_scheduled_time
-                            output.num_cached_tokens = first.num_cached_tokens
-                            yield output
-                finally:
-                    self._loads[target] -= 1
-                    if ticket is not None:
-                        self._let_go(target, ticket)
-        finally:
-            self._let_go(source, name)
+            target = pull.target if pull is not None else await stack.enter_async_context(self._seat())
+            release = await self._arrive(stack, target, held, pull)
+            async with aclosing(self.on(target, asked, asked.request_id, asked.params, begun)) as outputs:
+                async for output in outputs:
+                    # Its own lease stands now.
+                    release.close()
+                    output.metrics.first_token_time = first.metrics.first_token_time
+                    output.metrics.first_scheduled_time = first.metrics.first_scheduled_time
+                    output.num_cached_tokens = first.num_cached_tokens
+                    yield output
+
+    @asynccontextmanager
+    async def _seat(self) -> AsyncIterator[EngineClient]:
+        """A place in the decode engine that has most, once there is one."""
+        async with self._bridge:
+            target = await self._freest(self.decode)
+            self._loads[target] += 1
+            try:
+                yield target
+            finally:
+                self._loads[target] -= 1
+
+    async def _pull_ahead(self, stack: AsyncExitStack, source: EngineClient, name: str) -> "_Pull | None":
+        """Begin to pull a prompt's keys while they are being computed, if a decode engine has a place by then."""
+        reading: Held | None = None
+        with suppress(HeadstartError):
+            pause = _FIRST_LOOK
+            while reading is None:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LAST_LOOK)
+                reading = await source.peek("store.take_reading", name)
+            if not self._bridge.locked():
+                target = await stack.enter_async_context(self._seat())
+                return self._begin_pull(stack, target, reading, name)
+        return None
+
+    def _begin_pull(self, stack: AsyncExitStack, target: EngineClient, held: Held, name: str) -> "_Pull":
+        """Let an engine copy keys; what it has of them is let go when the stack ends."""
+        task: asyncio.Task[bool] = asyncio.ensure_future(target.call("store.pull", held, name))  # type: ignore[arg-type]
+        pull = _Pull(target, held, name, task, ExitStack())
+
+        def let_go() -> None:
+            self._let_go(target, name)
+            if not task.done():
+                # It has been told to stop, and can be freed once it has.
+                task.add_done_callback(lambda _: self._let_go(target, name))
+
+        pull.release.callback(let_go)
+        stack.callback(pull.release.close)
+        # Whoever has no use for it any more does not ask how it went.
+        task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        return pull
+
+    async def _arrive(
+        self, stack: AsyncExitStack, target: EngineClient, held: Held | None, pull: "_Pull | None"
+    ) -> ExitStack:
+        """Bring the keys to the engine that is to go on with them; what is not there will be computed. Returns what
+        lets go of them.
+
+        Raises:
+            EngineDeadError: that engine has died.
+        """
+        if pull is not None:
+            if held is not None and held.same(pull.held) and await _arrived(pull.task):
+                await target.call("store.confirm", pull.name)
+                self.pulled_tokens += len(held.tokens)
+                self.pulled_ahead += len(held.tokens)
+                return pull.release
+            pull.release.close()
+        if held is not None:
+            pull = self._begin_pull(stack, target, held, f"{MIGRATES}{self._next()}")
+            if await _arrived(pull.task):
+                self.pulled_tokens += len(held.tokens)
+            return pull.release
+        return ExitStack()
 
     async def _whole(
         self, worker: EngineClient, asked: Submission, written: Sequence[Written]
@@ -125,35 +190,12 @@ class DisaggregatedEngine(ClusterEngine):
         assert output is not None and output.finished
         return output
 
-    async def _pull(self, target: EngineClient, held: Held | None) -> int | None:
-        """Let the decode engine copy the keys; what cannot be copied is computed there."""
-        if held is None:
-            return None
-        pulling = asyncio.ensure_future(target.call("store.pull", held))
-        try:
-            ticket = await asyncio.shield(pulling)
-        except asyncio.CancelledError:
-            # The copy goes on without us, and nobody else knows of it.
-            pulling.add_done_callback(lambda done: self._let_go_of(target, done))
-            raise
-        except EngineDeadError:
-            raise
-        except HeadstartError:
-            return None
-        if ticket is not None:
-            self.pulled_tokens += len(held.tokens)
-        return ticket
-
-    def _let_go_of(self, worker: EngineClient, done: "asyncio.Future[int | None]") -> None:
-        if not done.cancelled() and done.exception() is None and (ticket := done.result()) is not None:
-            self._let_go(worker, ticket)
-
-    def _let_go(self, worker: EngineClient, ticket: int | str) -> None:
+    def _let_go(self, worker: EngineClient, name: str) -> None:
         """Without waiting: the engine does it before its next step."""
 
         async def tell() -> None:
             with suppress(HeadstartError):
-                await worker.call("store.let_go", ticket)
+                await worker.call("store.let_go", name)
 
         task = asyncio.get_running_loop().create_task(tell())
         self._farewells.add(task)
@@ -165,6 +207,38 @@ class DisaggregatedEngine(ClusterEngine):
     def _next(self) -> int:
         self._names += 1
         return self._names
+
+
+@dataclass(frozen=True)
+class _Pull:
+    """Keys on their way to an engine, under a name there; `release` lets go of them."""
+
+    target: EngineClient
+    held: Held
+    name: str
+    task: "asyncio.Future[bool]"
+    release: ExitStack
+
+
+async def _arrived(task: "asyncio.Future[bool]") -> bool:
+    """Whether keys are there: a source that has died, or no room, is no reason to fail.
+
+    Raises:
+        EngineDeadError: the engine that copies them has died.
+    """
+    try:
+        return await asyncio.shield(task)
+    except EngineDeadError:
+        raise
+    except HeadstartError:
+        return False
+
+
+async def _unless_waiting(task: "asyncio.Future[_Pull | None]") -> "_Pull | None":
+    """What a task has found by now; one that still waits is ended."""
+    task.cancel()
+    await asyncio.wait({task})
+    return None if task.cancelled() else task.result()
 
 
 def _divisible(asked: Submission) -> bool:

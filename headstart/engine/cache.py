@@ -299,17 +299,18 @@ class PagedKVStore(KVStore):
 
     def gather(self, pages: list[int]) -> Tensor:
         """The bytes of pages `[N, page_bytes]`, uint8 on the CPU: as they are when all steps so far have run."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
-        return to_host(torch.cat([pool[index].flatten(1).view(torch.uint8) for pool in self._pools()], 1)).read()
+        pools = self._pools()
+        index = {pool.device: torch.tensor(pages, dtype=torch.int64, device=pool.device) for pool in pools}
+        parts = [pool[index[pool.device]].flatten(1).view(torch.uint8) for pool in pools]
+        return to_host(torch.cat([part.to(self.device) for part in parts], 1)).read()
 
     def scatter(self, pages: list[int], data: Tensor) -> None:
         """Write what `gather` has read to other pages."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
         data, at = to_device(data.numpy(), self.device), 0
         for pool in self._pools():
             size = pool[0].numel() * pool.element_size()
-            part = data[:, at : at + size].contiguous().view(pool.dtype)
-            pool[index] = part.view(len(pages), *pool.shape[1:])
+            part = data[:, at : at + size].to(pool.device).contiguous().view(pool.dtype)
+            pool[torch.tensor(pages, dtype=torch.int64, device=pool.device)] = part.view(len(pages), *pool.shape[1:])
             at += size
 
     def move(self, source: list[int], offsets: Tensor, target: list[int]) -> None:
@@ -339,6 +340,11 @@ class PagedKVStore(KVStore):
         if lease.node is not None:
             self.tree.unlock(lease.node)
         lease.pages, lease.shared, lease.node, lease.twins, lease.reached = [], 0, None, [], 0
+
+    @property
+    def copies_whole(self) -> bool:
+        """Whether `gather` and `scatter` carry all that a page holds: no head is bounded, no layer lies elsewhere."""
+        return self.twins is None and len({pool.device for pool in self._pools()}) == 1
 
     @property
     def device(self) -> torch.device:

@@ -3,26 +3,20 @@
 import asyncio
 import atexit
 import logging
-import multiprocessing
-import os
-import pickle
-import queue
-import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from itertools import count
 from typing import Any
 
-import torch
-
 from headstart.checkpoints.generation import GenerationConfig
 from headstart.checkpoints.tokenizer import Tokenizer
+from headstart.engine.child import Child, LocalChild
 from headstart.engine.client import EngineClient, EngineDeadError, Item, Submission, deliver
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.stats import EngineStats
-from headstart.engine.worker import EngineCard, fill, work
+from headstart.engine.worker import EngineCard, fill
 from headstart.errors import HeadstartError
 
 log = logging.getLogger(__name__)
@@ -35,61 +29,6 @@ _SETTLED = 60.0
 _END_SECONDS = 30.0
 # Generous: the first step on a GPU may compile kernels, and on a CPU a chunk of a large model takes minutes.
 STEP_TIMEOUT = 600.0
-# What a process that hangs has to say where.
-_LAST_WORDS_SECONDS = 0.5
-
-
-class _Child:
-    """One process and the pipe to it. What is sent goes through a thread: a process that has stopped reading must
-    not hold up the caller."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        arguments = (theirs, dict(settings), torch.get_num_threads())
-        self.process = context.Process(target=work, args=arguments, name="headstart-engine", daemon=True)
-        self.process.start()
-        theirs.close()
-        self.fault = ""
-        self._outgoing: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._write, name="headstart-write", daemon=True).start()
-
-    def send(self, *message: Any) -> None:
-        """Queue a message."""
-        self._outgoing.put(message)
-
-    def receive(self) -> tuple[Any, ...]:
-        """The next message.
-
-        Raises:
-            EOFError: the process has ended.
-        """
-        try:
-            return pickle.loads(self.connection.recv_bytes())
-        except (OSError, pickle.UnpicklingError):
-            raise EOFError from None
-
-    def end(self, seconds: float) -> None:
-        """Wait so long for the process to end by itself, then kill it."""
-        self.process.join(seconds)
-        self.process.kill()
-        self.process.join()
-        self._outgoing.put(None)
-
-    def give_up(self, fault: str) -> None:
-        """Kill a process that hangs; its standard error tells what its threads were doing."""
-        self.fault = fault
-        if self.process.pid is not None and self.process.is_alive():
-            os.kill(self.process.pid, signal.SIGUSR1)
-            time.sleep(_LAST_WORDS_SECONDS)
-        self.process.kill()
-
-    def _write(self) -> None:
-        while (message := self._outgoing.get()) is not None:
-            try:
-                self.connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-            except OSError:
-                return
 
 
 class ProcessEngine(EngineClient):
@@ -99,23 +38,30 @@ class ProcessEngine(EngineClient):
 
     Args:
         step_timeout: seconds after which a step that has not ended counts as one that hangs; None waits forever.
+        start: starts the process, given the settings (default: on this machine).
         settings: the fields of `EngineArgs`.
 
     Raises:
         HeadstartError: the model cannot be loaded as asked.
     """
 
-    def __init__(self, *, step_timeout: float | None = STEP_TIMEOUT, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        step_timeout: float | None = STEP_TIMEOUT,
+        start: Callable[[Mapping[str, Any]], Child] = LocalChild,
+        **settings: Any,
+    ) -> None:
         super().__init__()
         if step_timeout is not None and not step_timeout > 0:
             raise HeadstartError(f"step_timeout must be a number of seconds above 0, not {step_timeout!r}")
-        self._settings = settings
+        self._settings, self._start = settings, start
         self._stopping = threading.Event()
         self._calls: dict[int, Future[Any]] = {}
         self._call_numbers = count()
         self._requests: dict[int, Submission] = {}
         self._tokenizer: Tokenizer | None = None
-        self._child = _Child(settings)
+        self._child = start(settings)
         # Before multiprocessing's own handler, which would ask the process to end and wait for it forever.
         atexit.register(self.kill)
         try:
@@ -140,7 +86,7 @@ class ProcessEngine(EngineClient):
     @property
     def pid(self) -> int | None:
         """The engine's process; another one after a restart."""
-        return self._child.process.pid
+        return self._child.pid
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -218,9 +164,7 @@ class ProcessEngine(EngineClient):
         try:
             kind, *content = self._child.receive()
         except EOFError:
-            self._child.process.join()
-            code = self._child.process.exitcode
-            raise HeadstartError(f"the engine's process ended with status {code} before it was ready") from None
+            raise HeadstartError(f"the engine's process ended {self._child.ending} before it was ready") from None
         if kind == "failed":
             raise content[0]
         return content[0], content[1]
@@ -265,7 +209,7 @@ class ProcessEngine(EngineClient):
                 if self._stopping.is_set():
                     return ""
                 self._child.end(1.0)
-                return self._child.fault or reason or f"its process ended with status {self._child.process.exitcode}"
+                return self._child.fault or reason or f"its process ended {self._child.ending}"
             if kind == "outputs":
                 items, self._stats = rest
                 self._emit([self._completed(*item) for item in items])
@@ -306,7 +250,7 @@ class ProcessEngine(EngineClient):
     def _start_again(self) -> bool:
         """One attempt; whether it succeeded."""
         try:
-            self._child = _Child(self._settings)
+            self._child = self._start(self._settings)
             self._card, self._stats = self._await_ready()
         except (HeadstartError, OSError) as error:
             log.error("the engine could not be started again: %s", error)
@@ -320,4 +264,4 @@ class ProcessEngine(EngineClient):
     def kill(self) -> None:
         """End the process now, whatever it does."""
         self._stopping.set()
-        self._child.process.kill()
+        self._child.kill()

@@ -261,7 +261,8 @@ def _drawn(logits: Tensor, sequences: list[Sequence], offsets: list[int]) -> Ten
         return logits.argmax(-1)
     positions = [s.next_position + offset for s, offset in zip(sequences, offsets, strict=True)]
     points = uniforms([s.seed % 2**64 for s in sequences], positions, _DRAWN)
-    settings = np.vstack((_settings([s.params for s in sequences]), points))
+    # A transposed array keeps its memory order, and rows with gaps would have to be copied on the device.
+    settings = np.ascontiguousarray(np.vstack((_settings([s.params for s in sequences]), points)))
     return draw(logits, *to_device(settings, logits.device))
 
 

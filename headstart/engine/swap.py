@@ -66,12 +66,11 @@ class Swap:
 
     @classmethod
     def of(cls, limit: int, store: KVStore, stack: "Stack", ranks: int) -> Self | None:
-        """Room for so many bytes; None where there is none, where more than this cache knows of a sequence's keys, or
-        where several ranks would have to measure alike."""
-        knows_more = any(stack.filled(slot) for slot in ("prefill", "retention", "drafter"))
-        if knows_more or not limit or ranks > 1 or not isinstance(store, PagedKVStore):
+        """Room for so many bytes; None where there is none, where a drafter has keys of its own, where pages are not
+        all there is to copy, or where several ranks would have to measure alike."""
+        if not limit or ranks > 1 or stack.filled("drafter") or not isinstance(store, PagedKVStore):
             return None
-        return cls(store, limit)
+        return cls(store, limit) if store.copies_whole else None
 
     def read(self, tokens: int, seconds: float) -> None:
         """A step has read so many tokens of prompts, and little else."""
@@ -88,7 +87,9 @@ class Swap:
         lease, computed = sequence.lease, min(sequence.num_computed, len(sequence.tokens) - 1)
         pages = -(-computed // self.store.page_size)
         size = pages * self.cost.page_bytes
-        if not isinstance(lease, Lease) or sequence.wants_prompt_rows or self.used + size > self.limit:
+        # What computes prompts in its own way, or drops keys, knows more of a sequence than its keys.
+        knows_more = sequence.wants_prompt_rows or any(sequence.stack.filled(slot) for slot in ("prefill", "retention"))
+        if knows_more or not isinstance(lease, Lease) or self.used + size > self.limit:
             return False
         if computed <= 0 or not self.cost.prefers_swap(pages, computed):
             return False

@@ -1,5 +1,6 @@
 """What a method is worth: its baseline and itself side by side in one run, cost and quality together."""
 
+import importlib
 import json
 import platform
 import tempfile
@@ -13,7 +14,7 @@ import torch
 
 import headstart
 from headstart.evaluation import ledger
-from headstart.evaluation.compare_lengths import Contender, LengthsRun, LengthsSettings
+from headstart.evaluation.compare_lengths import Contender, LengthsResult, LengthsRun, LengthsSettings
 from headstart.evaluation.compare_quality import QualityAsk, QualityRun, check_ask
 from headstart.evaluation.compare_rounds import INTERRUPTED, Reporter, duration
 from headstart.evaluation.compare_subject import Subject
@@ -26,13 +27,13 @@ from headstart.evaluation.method_bench_spec import (
     Load,
     MethodBench,
     OfflineLengths,
+    Own,
+    OwnAsk,
     Quality,
-    Reuse,
     Rig,
     Workload,
     bench_of,
 )
-from headstart.evaluation.reuse_bench import ReuseRun
 from headstart.evaluation.sides import BenchmarkError
 from headstart.evaluation.timeline import Timeline
 from headstart.methods import registry
@@ -186,6 +187,15 @@ def run_method_bench(
     return Outcome(entry, spec, card, sides, measured.loads)
 
 
+def _add(found: LengthsResult, measured: Measured) -> None:
+    measured.rows += found.rows
+    measured.ratios += found.ratios
+    measured.crossovers += found.crossovers
+    measured.notes += found.notes
+    measured.versions |= _OWN_VERSIONS | found.versions
+    measured.partial = found.partial
+
+
 def _by_headline(ratios: Sequence[Ratio], headline: Sequence[str]) -> list[Ratio]:
     """The most telling ratio first: of a metric over lengths, that of the longest."""
     places = {name: place for place, name in enumerate(headline)}
@@ -271,8 +281,8 @@ class _Bench:
             measured.notes.append("quality was not measured: the servers drew their weights")
         elif isinstance(workload, Quality):
             self._quality(workload, subject, measured)
-        elif isinstance(workload, Reuse):
-            self._reuse(workload, subject, measured)
+        elif isinstance(workload, Own):
+            self._own(workload, subject, measured)
 
     def _over_lengths(self, workload: OfflineLengths, subject: Subject, measured: Measured) -> None:
         settings = self.settings
@@ -289,12 +299,14 @@ class _Bench:
         effort = "quick" if settings.quick else "short"
         self.peaks = measure_peaks(settings.threads or subject.threads, effort, subject.device)
         found = LengthsRun(subject, self.contenders, asked, self.peaks, self.directory, self.reporter).run()
-        measured.rows += found.rows
-        measured.ratios += found.ratios
-        measured.crossovers += found.crossovers
-        measured.notes += found.notes
-        measured.versions |= found.versions
-        measured.partial = found.partial
+        _add(found, measured)
+
+    def _own(self, workload: Own, subject: Subject, measured: Measured) -> None:
+        settings = self.settings
+        torch.set_num_threads(settings.threads or subject.threads)
+        repeats = settings.repeats or (1 if settings.quick else _ROUNDS)
+        ask = OwnAsk(subject, settings.use, repeats, settings.seed, settings.quick, self.reporter)
+        _add(importlib.import_module(workload.module).measure(ask), measured)
 
     def _under_load(self, workload: Load, subject: Subject, measured: Measured) -> None:
         settings = self.settings
@@ -336,26 +348,6 @@ class _Bench:
         run = QualityRun(subject, contenders, ask, settings.threads or subject.threads, self.reporter)
         found = run.run()
         measured.rows += found.rows
-        measured.notes += found.notes
-        measured.versions |= found.versions
-        measured.partial = found.partial
-
-    def _reuse(self, workload: Reuse, subject: Subject, measured: Measured) -> None:
-        settings = self.settings
-        if settings.quick:
-            workload = replace(workload, documents=3, tokens=64, pool=6, questions=2)
-        run = ReuseRun(
-            subject=subject,
-            contenders=self.contenders,
-            reuse=workload,
-            repeats=settings.repeats or (2 if settings.quick else _ROUNDS),
-            seed=settings.seed,
-            threads=settings.threads or subject.threads,
-            reporter=self.reporter,
-        )
-        found = run.run()
-        measured.rows += found.rows
-        measured.ratios += found.ratios
         measured.notes += found.notes
         measured.versions |= found.versions
         measured.partial = found.partial

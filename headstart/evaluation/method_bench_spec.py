@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from headstart.evaluation.sides import BenchmarkError
 
 if TYPE_CHECKING:
+    from headstart.evaluation.compare_rounds import Reporter
+    from headstart.evaluation.compare_subject import Subject
     from headstart.methods.registry import MethodCard
 
 
@@ -70,31 +72,43 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Reuse:
-    """Questions over documents that recur in other combinations: time to first token and right answers, beside a full
-    prefill, the cache of prefixes, and plain reuse of the documents' keys.
-
-    Args:
-        documents: in each prompt.
-        tokens: of each document.
-        pool: documents in all.
-        questions: asked in each round.
-        plain: the stack that reuses the keys and does nothing for quality.
-    """
-
-    documents: int = 6
-    tokens: int = 512
-    pool: int = 18
-    questions: int = 4
-    plain: str = "cacheblend:ratio=0"
-
-
-@dataclass(frozen=True)
 class Rig:
     """A training method on the rig, whose arms its classmethod `rig_bench` names, with paired seeds."""
 
 
-Workload = OfflineLengths | Load | Quality | Reuse | Rig
+@dataclass(frozen=True)
+class Own:
+    """What no other workload shows: the method measures it beside sides of its own, in this process.
+
+    Args:
+        module: has a function `measure` that takes an `OwnAsk` and returns a `LengthsResult`.
+    """
+
+    module: str
+
+
+@dataclass(frozen=True)
+class OwnAsk:
+    """What such a function is told.
+
+    Attributes:
+        subject: the model.
+        use: the method, with options as `--use` takes them.
+        repeats: rounds that count.
+        seed: of prompts, with the round.
+        quick: whether small sizes suffice, whose figures mean nothing.
+        reporter: hears how it goes on.
+    """
+
+    subject: "Subject"
+    use: str
+    repeats: int
+    seed: int
+    quick: bool
+    reporter: "Reporter"
+
+
+Workload = OfflineLengths | Load | Quality | Rig | Own
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from headstart.ops.linear import linear
 from headstart.ops.moe import empty_experts, mix_experts, route
 from headstart.ops.rotary import HeadNorms, RotaryRows, apply_rotary, rotary_rows, rotate_heads
 
+# Rows whose inner activations of a feed-forward block are there at a time: more bring a GPU nothing.
+_MLP_ROWS = 16384
+
 
 @dataclass(frozen=True)
 class AttentionSpec:
@@ -147,6 +150,16 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """`[T, hidden]` → `[T, hidden]`, added to `onto [T, hidden]` if given, whose place it may take."""
+        if len(x) > _MLP_ROWS and not torch.is_grad_enabled():
+            # A long chunk's inner activations would take more memory than anything else (Qwen2.5-1M, arXiv 2501.15383).
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
+            for first in range(0, len(x), _MLP_ROWS):
+                rows = slice(first, first + _MLP_ROWS)
+                out[rows] = self._of_rows(x[rows], None if onto is None else onto[rows])
+            return out
+        return self._of_rows(x, onto)
+
+    def _of_rows(self, x: Tensor, onto: Tensor | None) -> Tensor:
         if isinstance(self.gate_up, Linear):
             inner = self.gate_up.gated(x, self.activation)
         else:

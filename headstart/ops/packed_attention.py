@@ -273,4 +273,8 @@ def _softcap_mod(softcap: float) -> Any:
 
 @cache
 def _compiled_flex() -> Any:
+    config: Any = torch._dynamo.config
+    # Each window, reach and length is compiled for, with and without gradients; beyond the limit there would be scores
+    # of every pair in memory.
+    config.recompile_limit = max(config.recompile_limit, 64)
     return torch.compile(flex_attention, dynamic=False)

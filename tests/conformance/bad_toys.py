@@ -72,7 +72,8 @@ class Cutter(StallFree):
     """Says that it needs prompts whole, and cuts them."""
 
     def schedule(self, step: StepPlanner) -> None:
-        step.whole_prompts = False
+        for sequence in step.waiting:
+            sequence.stack.whole_prompts = False
         super().schedule(step)
 
 

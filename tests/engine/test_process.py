@@ -23,7 +23,7 @@ def engine(stories):
     engine = ProcessEngine.from_model(stories, dtype="float32", page_size=4)
     yield engine
     asyncio.run(engine.shutdown())
-    assert engine._child.process.exitcode == 0
+    assert engine._child.ending == "with status 0"
 
 
 async def collect(engine, prompt, params=GREEDY, **rest):

@@ -96,16 +96,16 @@ def test_long_greedy_answers_over_http_are_those_in_process_token_for_token(serv
     def ask(prompt: str) -> Any:
         together.wait(timeout=60)
         more = {"ignore_eos": True}
-        return create(server, prompt=prompt, temperature=0, max_tokens=200, logprobs=0, extra_body=more)
+        return create(server, prompt=prompt, temperature=0, max_tokens=100, logprobs=0, extra_body=more)
 
     with ThreadPoolExecutor(len(prompts)) as pool:
         answers = list(pool.map(ask, prompts))
     for prompt, answer in zip(prompts, answers, strict=True):
-        asked = {"temperature": 0, "max_tokens": 200, "logprobs": 0, "ignore_eos": True}
+        asked = {"temperature": 0, "max_tokens": 100, "logprobs": 0, "ignore_eos": True}
         expected = in_process(llm, prompt, **asked).outputs[0]
         found = answer.choices[0]
         assert found.text == expected.text
-        assert answer.usage.completion_tokens == len(expected.token_ids) == 200
+        assert answer.usage.completion_tokens == len(expected.token_ids) == 100
         chosen = [entry[i].logprob for entry, i in zip(expected.logprobs or [], expected.token_ids, strict=True)]
         np.testing.assert_allclose(found.logprobs.token_logprobs, chosen, atol=1e-3)
     server.wait_until_idle()

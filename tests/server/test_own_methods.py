@@ -83,7 +83,7 @@ def test_what_may_be_chosen_is_told(allowing: Running, server: Running) -> None:
     [
         (["sarathi-serve"], "sarathi-serve cannot be one request's own, since one plan serves all requests"),
         (["swiftkv:depth=2"], "swiftkv cannot be one request's own, since all requests share one KV cache"),
-        (["fastattention"], "would have to be started with --allow-use fastattention"),
+        (["hip"], "would have to be started with --allow-use hip"),
         (["lazyllm"], f"is not among what requests may choose here, which is flashattention, {LAZY}"),
         (["lazyllm:keep=/etc/passwd"], "is not among what requests may choose"),
         (["lazzyllm"], "there is no method 'lazzyllm'; did you mean 'lazyllm'"),

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 
+from headstart.cli.main import main
 from headstart.cli.serve_options import LimitOptions
 from headstart.errors import HeadstartError
 from headstart.server.run import Tls, bind
@@ -50,6 +51,8 @@ class Process:
         address = re.search(r"https?://[\d.]+:\d+", self.printed)
         assert address, self.printed
         self.url = address[0]
+        self.children = psutil.Process(self.popen.pid).children(recursive=True)
+        assert self.children, "the engine has a process of its own"
 
     def _read(self) -> None:
         for line in self.popen.stdout or ():
@@ -66,12 +69,15 @@ class Process:
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[Process]:
+    """A server, which ends at last by kill -9 if it has not ended before; its engine ends with it either way."""
     process = Process(*arguments)
     try:
         yield process
     finally:
         process.popen.kill()
         process.end()
+        _, alive = psutil.wait_procs(process.children, timeout=60)
+    assert not alive
 
 
 def texts(lines: Iterator[str]) -> list[dict[str, Any]]:
@@ -130,26 +136,17 @@ def test_requests_that_run_on_are_ended(checkpoint: Path, how: str) -> None:
         assert process.end() == 0
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_every_process_lets_running_requests_finish_too(checkpoint: Path, sent: signal.Signals) -> None:
-    """As a terminal sends Ctrl-C, and systemd its SIGTERM: to the engine's process as well."""
+def test_a_signal_to_every_process_lets_running_requests_finish_too(checkpoint: Path) -> None:
+    """As a terminal sends Ctrl-C, and systemd its SIGTERM: to the engine's process as well, which minds neither."""
     with serving(str(checkpoint)) as process, httpx.Client(base_url=process.url, timeout=60) as http:
         with http.stream("POST", "/v1/completions", json=LONG) as response:
             lines = response.iter_lines()
             next(lines)
-            os.killpg(process.popen.pid, sent)
+            os.killpg(process.popen.pid, signal.SIGINT)
+            for child in process.children:
+                child.send_signal(signal.SIGTERM)
             assert texts(lines)[-1]["choices"][0]["finish_reason"] == "length"
         assert process.end() == 0
-
-
-def test_the_engine_ends_with_its_server(checkpoint: Path) -> None:
-    with serving(str(checkpoint)) as process:
-        children = psutil.Process(process.popen.pid).children(recursive=True)
-        assert children
-        process.popen.kill()
-        process.end()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert not alive
 
 
 def test_https_is_served_with_a_key_and_its_certificate(checkpoint: Path, tmp_path: Path) -> None:
@@ -184,18 +181,30 @@ def test_limits_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     assert "\n" not in str(caught.value)
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    done = subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stderr.strip()
+Run = Callable[..., tuple[int, str]]
 
 
-def test_a_deadline_for_steps_is_for_an_engine_in_its_own_process() -> None:
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process, where it is to be refused: exit status and what it says."""
+
+    def command(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["headstart", "serve", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr().err.strip()
+        assert "Traceback" not in said
+        return int(ended.value.code or 0), said
+
+    return command
+
+
+def test_a_deadline_for_steps_is_for_an_engine_in_its_own_process(run: Run) -> None:
     code, said = run("--no-engine-process", "--engine-step-timeout", "5", "--port", "0")
     assert code == 2 and "leave out --no-engine-process" in said
 
 
-def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
+def test_a_port_in_use_is_said_before_a_model_is_loaded(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, said = run("/nowhere/at/all", "--port", str(port))
@@ -204,7 +213,13 @@ def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
     assert len(said.splitlines()) == 1
 
 
-def test_a_model_that_is_not_there_is_said_in_one_line() -> None:
+def test_a_method_that_requests_cannot_bring_is_said_before_a_model_is_loaded(run: Run) -> None:
+    code, said = run("/nowhere/at/all", "--port", "0", "--allow-use", "orca")
+    assert code == 2
+    assert "--allow-use orca: orca cannot be one request's own" in " ".join(said.split())
+
+
+def test_a_model_that_is_not_there_is_said_in_one_line(run: Run) -> None:
     code, said = run("/nowhere/at/all", "--port", "0")
     assert code == 2
     assert "/nowhere/at/all" in said

@@ -31,29 +31,6 @@ planned(
         conflicts="Per-token dynamic quantisation and per-group weight scales.",
     ),
     MethodCard(
-        "prepacking",
-        stage="prefill",
-        paper=Paper(
-            "Prepacking: A Simple Method for Fast Prefilling and Increased Throughput in Large Language Models",
-            arxiv="2404.09529",
-            venue="arXiv, 2024",
-        ),
-        slots=("scheduler",),
-        summary="""Packs several short prompts into one row of a padded batch, by bin packing. A block-diagonal mask
-        and positions that restart keep the prompts apart. One prefill serves all of them; then the cache is cut
-        apart again and generation goes on as usual. The result is exact, and time and memory shrink with the
-        padding avoided.""",
-        when_not="In an engine with ragged batches, which has the gain already, or for prompts of equal length.",
-        claim=Claim(
-            "prefill 5.2 times faster than padded batches: 0.441 s instead of 2.299 s",
-            setting="""Llama 1.3B, MMLU prompts, batch 64, one A6000 48 GB; batches ordered by length take 0.658 s;
-            peak memory 4.6 GB instead of 34.6 GB""",
-            source="official README",
-        ),
-        composes="Paged caches, quantisation.",
-        conflicts="Methods with statistics per row, such as token pruning by total attention.",
-    ),
-    MethodCard(
         "zipvl",
         stage="prefill",
         paper=Paper(

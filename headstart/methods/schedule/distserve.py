@@ -3,7 +3,6 @@
 from typing import Literal
 
 from headstart.cluster.shared_store import MIGRATES, SharedKVStore
-from headstart.engine.cache import Lease
 from headstart.engine.planner import StepPlanner
 from headstart.engine.scheduler import StallFree
 from headstart.errors import MethodError
@@ -55,6 +54,7 @@ class DistServe(StallFree):
         store = step.store
         if isinstance(store, SharedKVStore):
             store.settle()
+            store.step += 1
         if self.role == "decode":
             super().schedule(step)
             return
@@ -67,9 +67,9 @@ class DistServe(StallFree):
             for sequence in step.decoding:
                 step.decode(sequence)
         if isinstance(store, SharedKVStore):
-            for sequence in (allotment.sequence for allotment in step.allotments()):
-                if sequence.request.request_id.startswith(MIGRATES) and isinstance(sequence.lease, Lease):
-                    store.migrating[sequence.lease] = sequence
+            for allotment in step.allotments():
+                if allotment.sequence.request.request_id.startswith(MIGRATES):
+                    store.migrate(allotment.sequence, allotment.num_tokens)
 
     def _fits(self, step: StepPlanner) -> bool:
         """Whether the next prompt joins the others of this step: it comes first, or all of it fits the budget."""

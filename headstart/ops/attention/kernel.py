@@ -268,8 +268,14 @@ def _over_keys(
     return acc, total, top
 
 
+# Lists are of other lengths in each step.
+_LISTS = ["blocks_sequence", "blocks_head", "blocks_row", "counts_sequence", "counts_head"]
+_LISTS += ["bands_sequence", "bands_head", "singles_sequence", "singles_head", "covered_sequence", "covered_head"]
+_STEP = ["num_sequences", "workers", "min_query", "max_query", "window", "table_row", "part_rows"]
+
+
 @triton.jit(
-    do_not_specialize=["num_sequences", "workers", "min_query", "max_query", "window", "table_row", "part_rows"],
+    do_not_specialize=[*_STEP, *_LISTS],
     do_not_specialize_on_alignment=["table_row"],
 )
 def attention_kernel(

@@ -68,10 +68,7 @@ def bands_of(distances: Tensor, query_block: int, key_block: int, most: int) -> 
     opens[..., 1:] &= ~run[..., :-1]
     begun = torch.where(opens, x, 0).cummax(-1).values
     # Behind a run's last wanted key no further band begins.
-    sums = run.cumsum(-1, dtype=torch.int32)
-    ahead = torch.cat((sums[..., key_block - 1 :], sums[..., -1:].expand(*sums.shape[:-1], key_block - 1)), -1)
-    whole = ahead - sums + run.int() == key_block
-    starts = whole & ((x - begun) % key_block == 0)
+    starts = _narrowed(run, key_block) & ((x - begun) % key_block == 0)
     capacity = min(most * (-(-query_block // key_block) + 1), -(-size // key_block)) + 1
     lists, counts = listed(starts.flip(-1), capacity)
     # The last key of the flipped place f stands at x = size - 1 - f: the band's first key is key_block - 1 before it.
@@ -81,9 +78,18 @@ def bands_of(distances: Tensor, query_block: int, key_block: int, most: int) -> 
 
 def _widened(marks: Tensor, width: int) -> Tensor:
     """Bool `[..., N]`: whether one of the last `width` marks is set, the own one among them."""
-    sums = marks.cumsum(-1, dtype=torch.int32)
-    before = torch.nn.functional.pad(sums[..., :-width], (width, 0)) if width < marks.shape[-1] else 0
-    return sums > before
+    done = 1
+    while done < width:
+        step = min(done, width - done)
+        wider = marks.clone()
+        wider[..., step:] |= marks[..., :-step]
+        marks, done = wider, done + step
+    return marks
+
+
+def _narrowed(marks: Tensor, width: int) -> Tensor:
+    """Bool `[..., N]`: whether the next `width` marks are all set, the own one among them."""
+    return ~_widened(~marks.flip(-1), width).flip(-1)
 
 
 def lines_of(

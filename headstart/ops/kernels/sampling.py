@@ -284,6 +284,6 @@ def draw(
         "num_warps": 16,
     }
     places = torch.empty_like(weights, dtype=torch.int32)
-    settings = temperature, top_k, top_p, min_p, points
+    settings = [part.contiguous() for part in (temperature, top_k, top_p, min_p, points)]
     _draw[(rows,)](logits, *settings, weights, places, drawn, logits.stride(0), size, **named)
     return drawn

@@ -269,7 +269,7 @@ def test_refined_budgets_keep_the_wanted_recall(tmp_path: Path) -> None:
         ({"vertical": 0}, "vertical must be 1 to .*, since 0 keeps nothing, not 0"),
         ({"recall": 0.0}, "recall must be a share above 0"),
         ({"chunk": 97}, "chunk must be at most the 96 positions"),
-        ({"chunk": 60}, "holds no block of 64 tokens: raise chunk or lower local"),
+        ({"chunk": 60}, "holds no block of 64: raise chunk or lower local"),
         ({"budgets": "/nowhere"}, "cannot be read .*headstart calibrate qwen2.5-1m"),
         ({"block": 6, "local": 0}, "chunks of 96 tokens|chunks of .* are not made of whole pages of 4"),
     ],

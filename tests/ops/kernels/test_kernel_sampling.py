@@ -16,7 +16,10 @@ from tests.ops.kernels.devices import DEVICE
 def test_draws_equal_the_definition(data: st.DataObject, size: int, candidates: int) -> None:
     """In blocks smaller than the row, with few and with many candidates."""
     rows = rows_to_draw(data, size)
-    got = kernel.draw(*(part.to(DEVICE) for part in rows), block=32, candidates=candidates)
+    logits, *settings = (part.to(DEVICE) for part in rows)
+    # As the columns of one array, which do not lie in one piece.
+    settings = torch.stack([part.double() for part in settings], 1).unbind(1)
+    got = kernel.draw(logits, *settings, block=32, candidates=candidates)
     assert_drawn_alike(got.cpu(), draw_reference(*rows), rows)
 
 

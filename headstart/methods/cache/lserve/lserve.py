@@ -52,8 +52,8 @@ _MOST = 1 << 30
 class LServe(Selector, KVLayout):
     """Makes prefill and decode attention sparse in one system. Half of the key-value heads become streaming heads,
     which see and store only the first and the most recent tokens. The other heads read a constant budget of cache pages
-    per decode step, chosen by a cheap upper bound on the scores of a page. The choice serves a few steps. Keys and
-    values can be kept in eight bits besides.
+    per decode step, chosen by a cheap upper bound on the scores of a page and kept for a few steps. Keys and values can
+    be kept in eight bits besides.
 
     Args:
         heads: a file that `headstart calibrate lserve` wrote for this model; the built-in model needs none.

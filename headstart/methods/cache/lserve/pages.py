@@ -76,9 +76,9 @@ class PageBounds:
             runs = torch.stack((runs[..., 0, :].amax(2), runs[..., 1, :].amin(2)), -2)
         heads = q.unflatten(1, (runs.shape[2], -1))  # [S, h, G, D]
         # Where an element of the query is negative, the least key scores most.
-        signed = torch.cat((heads.clamp(min=0), heads.clamp(max=0)), -1).float()
-        scores = torch.einsum("shgd,snhd->shgn", signed, runs.flatten(3).float())
-        return scores.unflatten(-1, (-1, block // self.logical)).amax(-1).flatten(1, 2)
+        signed = torch.cat((heads.clamp(min=0), heads.clamp(max=0)), -1)
+        scores = torch.einsum("shgd,snhd->shgn", signed, runs.flatten(3))
+        return scores.unflatten(-1, (-1, block // self.logical)).amax(-1).flatten(1, 2).float()
 
 
 class PageSelector:

@@ -128,7 +128,7 @@ class Qwen1M(Attention, Selector):
             )
         if self.chunks.size < self.block:
             raise MethodError(
-                f"{KEY}: a chunk of {self.chunks.most} less the local tokens holds no block of {self.block} tokens: raise "
+                f"{KEY}: a chunk of {self.chunks.most} less the local tokens holds no block of {self.block}: raise "
                 "chunk or lower local"
             )
         every: Budgets = [[(self.vertical, self.slash)] * config.num_heads] * config.num_layers

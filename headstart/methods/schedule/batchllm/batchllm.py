@@ -12,6 +12,7 @@ from headstart.engine.prefixes import Numbers
 from headstart.engine.request import Sequence
 from headstart.engine.seams import Piece, Scheduler
 from headstart.errors import MethodError
+from headstart.evaluation.method_bench_spec import MethodBench, Own, Quality
 from headstart.methods.registry import Claim, Paper, method
 from headstart.methods.schedule.batchllm.groups import Group, first_level_groups, saved_tokens
 
@@ -78,6 +79,12 @@ class BatchLLM(Scheduler):
         # By the requests that have not started yet.
         self._groups: dict[str, _Running] = {}
         self._counts: Counter[str] = Counter(groups=0, shared_prompts=0, planned_savings=0)
+
+    @classmethod
+    def bench(cls) -> MethodBench:
+        """A job with shared prefixes, beside the engine's own prefix cache."""
+        own = Own("headstart.methods.schedule.batchllm.bench")
+        return MethodBench((), (own, Quality(tasks=())), ("job", "prompt tokens read"))
 
     def counters(self) -> dict[str, int]:
         """Groups of announced jobs with a prefix, their prompts, and prompt tokens that these need not read again."""

@@ -1,0 +1,1 @@
+"""Prepacking: short prompts share the rows of a rectangular batch."""
