@@ -30,12 +30,10 @@ from headstart.evaluation.method_bench_spec import (
     Own,
     OwnAsk,
     Quality,
-    Reuse,
     Rig,
     Workload,
     bench_of,
 )
-from headstart.evaluation.reuse_bench import ReuseRun
 from headstart.evaluation.sides import BenchmarkError
 from headstart.evaluation.timeline import Timeline
 from headstart.methods import registry
@@ -285,8 +283,6 @@ class _Bench:
             self._quality(workload, subject, measured)
         elif isinstance(workload, Own):
             self._own(workload, subject, measured)
-        elif isinstance(workload, Reuse):
-            self._reuse(workload, subject, measured)
 
     def _over_lengths(self, workload: OfflineLengths, subject: Subject, measured: Measured) -> None:
         settings = self.settings
@@ -352,26 +348,6 @@ class _Bench:
         run = QualityRun(subject, contenders, ask, settings.threads or subject.threads, self.reporter)
         found = run.run()
         measured.rows += found.rows
-        measured.notes += found.notes
-        measured.versions |= found.versions
-        measured.partial = found.partial
-
-    def _reuse(self, workload: Reuse, subject: Subject, measured: Measured) -> None:
-        settings = self.settings
-        if settings.quick:
-            workload = replace(workload, documents=3, tokens=64, pool=6, questions=2)
-        run = ReuseRun(
-            subject=subject,
-            contenders=self.contenders,
-            reuse=workload,
-            repeats=settings.repeats or (2 if settings.quick else _ROUNDS),
-            seed=settings.seed,
-            threads=settings.threads or subject.threads,
-            reporter=self.reporter,
-        )
-        found = run.run()
-        measured.rows += found.rows
-        measured.ratios += found.ratios
         measured.notes += found.notes
         measured.versions |= found.versions
         measured.partial = found.partial

@@ -72,26 +72,6 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Reuse:
-    """Questions over documents that recur in other combinations: time to first token and right answers, beside a full
-    prefill, the cache of prefixes, and plain reuse of the documents' keys.
-
-    Args:
-        documents: in each prompt.
-        tokens: of each document.
-        pool: documents in all.
-        questions: asked in each round.
-        plain: the stack that reuses the keys and does nothing for quality.
-    """
-
-    documents: int = 6
-    tokens: int = 512
-    pool: int = 18
-    questions: int = 4
-    plain: str = "cacheblend:ratio=0"
-
-
-@dataclass(frozen=True)
 class Rig:
     """A training method on the rig, whose arms its classmethod `rig_bench` names, with paired seeds."""
 
@@ -128,7 +108,7 @@ class OwnAsk:
     reporter: "Reporter"
 
 
-Workload = OfflineLengths | Load | Quality | Reuse | Rig | Own
+Workload = OfflineLengths | Load | Quality | Rig | Own
 
 
 @dataclass(frozen=True)

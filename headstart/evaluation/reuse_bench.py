@@ -7,21 +7,53 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headstart.evaluation.compare_lengths import Called, Contender
+from headstart.evaluation.compare_lengths import Called, Contender, LengthsResult
 from headstart.evaluation.compare_rounds import INTERRUPTED, Reporter, busy_notes, interleaved
 from headstart.evaluation.compare_subject import Subject
 from headstart.evaluation.ledger import Ratio, Row
-from headstart.evaluation.method_bench_spec import Reuse
+from headstart.evaluation.method_bench_spec import OwnAsk
 from headstart.evaluation.shelf import Shelf, share_found
 from headstart.evaluation.sides import BenchmarkError, SideSettings
 from headstart.evaluation.worker import SideProcess
+from headstart.methods import registry
 
 if TYPE_CHECKING:
     from headstart.engine.llm import LLM
 
 PREFIX_CACHE = "prefix cache"
+_EXACT = "exact"
 _OUTPUT_TOKENS = 24
 _TARGET = 2.2
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Questions over documents that recur in other combinations.
+
+    Args:
+        documents: in each prompt.
+        tokens: of each document.
+        pool: documents in all.
+        questions: asked in each round.
+    """
+
+    documents: int = 6
+    tokens: int = 512
+    pool: int = 18
+    questions: int = 4
+
+
+QUICK = Reuse(documents=3, tokens=64, pool=6, questions=2)
+
+
+def measure(ask: OwnAsk) -> LengthsResult:
+    """A method that reuses documents, beside a full prefill, the cache of prefixes, and plain reuse of their keys
+    (`plain_reuse` of its class)."""
+    plain: str = registry.card(ask.use.partition(":")[0].strip()).implementation.plain_reuse  # type: ignore[union-attr]
+    labels = dict.fromkeys([_EXACT, PREFIX_CACHE, plain, ask.use])
+    contenders = [Contender(label, use=() if label in (_EXACT, PREFIX_CACHE) else (label,)) for label in labels]
+    reuse = QUICK if ask.quick else Reuse()
+    return ReuseRun(ask.subject, contenders, reuse, ask.repeats, ask.seed, ask.subject.threads, ask.reporter).run()
 
 
 class Recall:
@@ -52,23 +84,12 @@ class Recall:
 
 
 @dataclass
-class ReuseResult:
-    """What was measured: rows, ratios to the first contender, and what a reader should know."""
-
-    rows: list[Row] = field(default_factory=list)
-    ratios: list[Ratio] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-    partial: str | None = None
-
-
-@dataclass
 class ReuseRun:
     """Rounds of questions over documents that recur.
 
     Args:
         subject: the model.
-        contenders: the baseline, and the method.
+        contenders: the baseline first, the method last.
         reuse: documents and questions.
         repeats: rounds that count.
         seed: of documents and questions.
@@ -87,18 +108,15 @@ class ReuseRun:
     launch: Callable[[SideSettings], Called] = SideProcess
     found: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
 
-    def run(self) -> ReuseResult:
+    def run(self) -> LengthsResult:
         """Measure; Ctrl-C keeps the rounds that are complete.
 
         Raises:
             BenchmarkError: a contender cannot load, the model is too short, or nothing was complete.
         """
-        result = ReuseResult()
-        first, *methods = self.contenders
-        every = [first, Contender(PREFIX_CACHE, use=first.use), Contender(self.reuse.plain, use=(self.reuse.plain,))]
-        every += [each for each in methods if each.label != self.reuse.plain]
+        result = LengthsResult()
         with ExitStack() as stack:
-            sides = {each.label: stack.enter_context(self._start(each)) for each in every}
+            sides = {each.label: stack.enter_context(self._start(each)) for each in self.contenders}
             for side in sides.values():
                 result.versions |= side.versions
             self.reporter.begin(len(sides) * (1 + self.repeats))
@@ -160,7 +178,7 @@ class ReuseRun:
             )
         )
 
-    def _finish(self, result: ReuseResult, labels: list[str]) -> None:
+    def _finish(self, result: LengthsResult, labels: list[str]) -> None:
         length = round(self.found[labels[0]][0]["result"]["prompt"])
         setting = f"{self.reuse.documents} documents"
         for label in labels:

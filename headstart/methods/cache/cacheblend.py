@@ -90,12 +90,15 @@ class CacheBlend(EveryLayer):
         self._counts: Counter[str] = Counter()
         self.library = ChunkLibrary()
 
+    plain_reuse = "cacheblend:ratio=0"
+    """The stack that reuses keys alone, for its bench."""
+
     @classmethod
     def bench(cls) -> "MethodBench":
         """Time to first token and answers over documents that recur."""
-        from headstart.evaluation.method_bench_spec import MethodBench, Reuse
+        from headstart.evaluation.method_bench_spec import MethodBench, Own
 
-        return MethodBench((), (Reuse(),), ("TTFT", "answers right"))
+        return MethodBench((), (Own("headstart.evaluation.reuse_bench"),), ("TTFT",))
 
     def counters(self) -> dict[str, int]:
         """What became of chunks (`ChunkLibrary.counts`), and tokens of them per layer that were computed anew."""

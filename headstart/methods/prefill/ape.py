@@ -118,12 +118,15 @@ class APE(EveryLayer):
         self._pattern = None if mark is None else pattern(mark, "ape")
         self.library = ChunkLibrary()
 
+    plain_reuse = "ape:temperature=1,scale=1"
+    """The stack that reuses keys alone, for its bench."""
+
     @classmethod
     def bench(cls) -> "MethodBench":
         """Time to first token and answers over documents that recur."""
-        from headstart.evaluation.method_bench_spec import MethodBench, Reuse
+        from headstart.evaluation.method_bench_spec import MethodBench, Own
 
-        return MethodBench((), (Reuse(plain="ape:temperature=1,scale=1"),), ("TTFT", "answers right"))
+        return MethodBench((), (Own("headstart.evaluation.reuse_bench"),), ("TTFT",))
 
     def start(self, checkpoint: Checkpoint) -> None:
         """Refuse models in which the contexts' weight means something else."""
