@@ -285,5 +285,6 @@ def draw(
     }
     places = torch.empty_like(weights, dtype=torch.int32)
     settings = [part.contiguous() for part in (temperature, top_k, top_p, min_p, points)]
-    _draw[(rows,)](logits, *settings, weights, places, drawn, logits.stride(0), size, **named)
+    kernel: Any = _draw
+    kernel[(rows,)](logits, *settings, weights, places, drawn, logits.stride(0), size, **named)
     return drawn
