@@ -14,6 +14,8 @@ from headstart.ops.attention.lists import (
     blocks_of_lines,
     lines_of,
     listed,
+    running_max,
+    running_sum,
     stacked,
     streaming,
     top,
@@ -144,6 +146,15 @@ def test_bands_hold_the_distances(length, query_block, key_block, share, seed):
         assert len(held) <= len(wanted) + (2 * key_block - 1) * max(int(distances[head].sum()), 1)
         marks = {place + query_block - x for x in covered[head].nonzero()[:, 0].tolist()}
         assert marks == held
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 40, 61])
+def test_running_sums_and_maxima(length, monkeypatch):
+    """In parts as in one."""
+    monkeypatch.setattr("headstart.ops.attention.lists._PART", 8)
+    x = torch.randint(0, 100, (2, 3, length), generator=torch.Generator().manual_seed(length), dtype=torch.int32)
+    assert torch.equal(running_max(x), x.cummax(-1).values)
+    assert torch.equal(running_sum(x > 50), (x > 50).cumsum(-1))
 
 
 def test_an_a_shape_is_first_and_recent_keys():

@@ -63,7 +63,7 @@ class HiP(Selector):
     """Finds for each block of queries approximately the keys with the highest scores, by a search that halves candidate
     regions and looks at one representative key of each. Block-sparse attention then runs on the winners, with the first
     tokens and a window of recent ones. It needs no training, and its cost grows as T log T with context length T. While
-    decoding, a selection is reused for several steps.
+    decoding, a selection can be reused for several steps.
 
     Layers with a sliding window are left alone.
 
@@ -74,7 +74,8 @@ class HiP(Selector):
         stride: every so many rows of a block of queries are asked (official code: 2).
         sink: first keys that are always looked at (official code: 16).
         window: newest keys that are always looked at (official code: 256).
-        refresh: a decode searches at every so many places, and reuses what was found between (official code: 8).
+        refresh: a decode searches at every so many places, and reuses what was found between (official code: 8; ours: 1,
+            since what is copied from the context moves on by a key with each token, and reuse loses it).
         dense_layers: first layers that look at everything (reproduction scripts: 3 or 4).
         representative: the key block that stands for a region: its first, or its center (official code).
         min_context: tokens of context below which attention is dense; by default what the card says.
@@ -90,7 +91,7 @@ class HiP(Selector):
         stride: int = 2,
         sink: int = 16,
         window: int = 256,
-        refresh: int = 8,
+        refresh: int = 1,
         dense_layers: int = 3,
         representative: Literal["first", "center"] = "center",
         min_context: int | None = None,

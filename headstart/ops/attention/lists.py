@@ -18,10 +18,33 @@ def listed(chosen: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
     """
     number, most = chosen.shape[-1], chosen.shape[-1] if most is None else most
     # What is not chosen goes to a place behind the lists.
-    places = torch.where(chosen, chosen.cumsum(-1) - 1, most)
+    places = torch.where(chosen, running_sum(chosen) - 1, most)
     lists = torch.zeros(*chosen.shape[:-1], most + 1, dtype=torch.int32, device=chosen.device)
     lists.scatter_(-1, places, torch.arange(number, dtype=torch.int32, device=chosen.device).expand(chosen.shape))
     return lists[..., :most], chosen.sum(-1, dtype=torch.int32)
+
+
+def running_sum(marks: Tensor) -> Tensor:
+    """int64, the sums of bool `[..., N]` up to each place, in parts, since a GPU is slow with single long rows."""
+    parts = _in_parts(marks)
+    sums = parts.cumsum(-1)
+    whole = sums[..., -1].cumsum(-1) - sums[..., -1]
+    return (sums + whole[..., None]).flatten(-2)[..., : marks.shape[-1]]
+
+
+def running_max(x: Tensor) -> Tensor:
+    """The largest of `[..., N]`, at least 0, up to each place; in parts as `running_sum`."""
+    most = _in_parts(x).cummax(-1).values
+    before = torch.nn.functional.pad(most[..., :-1, -1].cummax(-1).values, (1, 0))
+    return torch.maximum(most, before[..., None]).flatten(-2)[..., : x.shape[-1]]
+
+
+def _in_parts(x: Tensor) -> Tensor:
+    """`[..., N]` → `[..., B, _PART]`, zeros behind the last."""
+    return torch.nn.functional.pad(x, (0, -x.shape[-1] % _PART)).unflatten(-1, (-1, _PART))
+
+
+_PART = 1024
 
 
 def top(scores: Tensor, keep: int, budgets: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -66,7 +89,7 @@ def bands_of(distances: Tensor, query_block: int, key_block: int, most: int) -> 
     x = torch.arange(size, dtype=torch.int32, device=distances.device)
     opens = run.clone()
     opens[..., 1:] &= ~run[..., :-1]
-    begun = torch.where(opens, x, 0).cummax(-1).values
+    begun = running_max(torch.where(opens, x, 0))
     # Behind a run's last wanted key no further band begins.
     starts = _narrowed(run, key_block) & ((x - begun) % key_block == 0)
     capacity = min(most * (-(-query_block // key_block) + 1), -(-size // key_block)) + 1
