@@ -43,6 +43,7 @@ DESCENTS = {"hip 512, blocks of 2": Descent(), "hip 512, blocks of 16": Descent(
 SHAPES = {
     "64 x 64, TMA": Shape(64, 64, 4, 3, tensor_maps=True),
     "64 x 64": Shape(64, 64, 4, 3),
+    "64 x 64, TMA, 4 stages": Shape(64, 64, 4, 4, tensor_maps=True),
     "64 x 64, 4 stages": Shape(64, 64, 4, 4),
     "64 x 128, TMA": Shape(64, 128, 4, 2, tensor_maps=True),
     "64 x 128, 8 warps": Shape(64, 128, 8, 2),

@@ -1,10 +1,12 @@
 """The documentation: every command and example on its pages works as it stands, and what pages say is so."""
 
+import argparse
 import contextlib
 import io
 import json
 import math
 import re
+import runpy
 import shlex
 import shutil
 import socket
@@ -47,7 +49,7 @@ SHORT = {
     "chat": ["--max-tokens", "3"],
     "demo": ["--words", "500"],
     "eval": ["--quick", "--task", "bits_per_byte", "--lengths", "128"],
-    "--fit": ["--fit-lengths", "96,160"],
+    "--fit": ["--fit-lengths", "96,160", "--threads", "1"],
     "train": ["phases.main.tokens=16k", "phases.main.eval.tokens=256", "compile=false"],
 }
 """What makes a command short, by its name or one of its options."""
@@ -141,6 +143,29 @@ def test_every_command_named_in_a_text_is_one_that_the_command_line_knows() -> N
             parse([word for word in shown.headstart if word != "--help"])
         except typer.BadParameter as error:
             assert type(error).__name__ == "MissingParameter", f"{shown.line}: {error}"
+
+
+@pytest.mark.parametrize("script", ["soak", "http_overhead"])
+def test_benchmarks_shown_are_called_as_they_can_be(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their options are read; what they measure takes minutes."""
+
+    class Parsed(Exception):
+        pass
+
+    def parse(parser: argparse.ArgumentParser) -> None:
+        read(parser)
+        raise Parsed
+
+    read = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    pages = [ROOT / "docs" / "operate.md", ROOT / "benchmarks" / f"{script}.py"]
+    lines = [line.split() for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    shown = [words[1:] for words in lines if words[:2] == ["python", f"benchmarks/{script}.py"]]
+    assert len(shown) >= 2
+    for words in shown:
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(Parsed):
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
 
 
 def test_unknown_options_do_not_pass_the_check() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from headstart.cli.demo_rag import rag
 from headstart.cli.generate import show
 from headstart.cli.options import EngineOptions
 from headstart.cli.report import Report, seconds
@@ -77,7 +78,13 @@ class Hidden:
         return cls(parts[-1], [len(part) for part in parts], needles)
 
 
+app = typer.Typer(help="See it work.", invoke_without_command=True)
+app.command()(rag)
+
+
+@app.callback()
 def demo(
+    context: typer.Context,
     words: Annotated[
         int | None, typer.Option(min=500, help="Read only so many words of the text. [default: all, 15 thousand]")
     ] = None,
@@ -88,6 +95,8 @@ def demo(
     No model is downloaded: one comes with the package. It is small, was trained to find things in long texts, and
     often does not understand what it reads.
     """
+    if context.invoked_subcommand is not None:
+        return
     from headstart.texts import wild_wood
 
     out = Console(quiet=as_json, highlight=False, soft_wrap=True)
@@ -114,7 +123,9 @@ def demo(
         out.print(f"first token after {seconds(again)}, not {seconds(first)}: {first / again:.0f} times sooner")
     picture = _show_picture(llm, hidden, out)
     out.print("\nNext", style="bold")
-    out.print("  headstart chat\n  headstart serve DIR    your own checkpoint, for any OpenAI client")
+    out.print(
+        "  headstart demo rag\n  headstart chat\n  headstart serve DIR    your own checkpoint, for any OpenAI client"
+    )
     if as_json:
         answers = {"cold": cold.outputs[0].text, "warm": warm.outputs[0].text}
         reports = {"cold": Report.of([cold]).as_dict(), "warm": Report.of([warm]).as_dict()}

@@ -14,11 +14,12 @@ from headstart.cli.bench import app as bench
 from headstart.cli.calibrate import calibrate
 from headstart.cli.chat import chat
 from headstart.cli.data import app as data
-from headstart.cli.demo import demo
+from headstart.cli.demo import app as demo
 from headstart.cli.eval import evaluate
 from headstart.cli.export import export
 from headstart.cli.generate import generate
 from headstart.cli.ledger import app as ledger
+from headstart.cli.library import app as library
 from headstart.cli.methods import methods
 from headstart.cli.plan import plan
 from headstart.cli.serve import serve
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
+app.add_typer(demo, name="demo")
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
@@ -46,6 +47,7 @@ app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 app.add_typer(ledger, name="ledger")
 app.add_typer(data, name="data")
+app.add_typer(library, name="library")
 app.command()(train)
 app.command()(export)
 

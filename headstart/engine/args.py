@@ -227,7 +227,7 @@ class EngineArgs:
 
     def _kept_pages(self, layers: list[LayerKV], length: int) -> tuple[int, int]:
         """Pages that a bounded head keeps of one sequence, and those of a step's chunk."""
-        reach = next((layer.reach for layer in layers if layer.bounded), None)
+        reach = next((layer.reach for layer in layers if layer.reach is not None), None)
         if reach is None:
             return 0, 0
         most = reach.most_pages(length, self.tokens_per_page)

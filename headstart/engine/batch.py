@@ -88,6 +88,21 @@ class TokenBatch:
         )
         return rows.batch(layout, list(allotments), drawn)
 
+    def part(self, sequences: Seq[int]) -> "tuple[TokenBatch, Tensor]":
+        """Some of the sequences, ascending, as a batch of their own, and int64: which of this batch's `logit_rows` are
+        its."""
+        layout, rows = self.layout.subset(sequences)
+        mine = torch.isin(self.logit_rows, rows).nonzero()[:, 0]
+        part = TokenBatch(
+            self.token_ids[rows],
+            self.positions[rows],
+            self.lengths[rows],
+            layout,
+            torch.searchsorted(rows, self.logit_rows[mine]),
+            [self.allotments[s] for s in sequences],
+        )
+        return part, mine
+
 
 class _Rows:
     """A batch of S sequences in the making. Nothing here loops over tokens: a long chunk would feel it."""

@@ -19,6 +19,7 @@ from headstart.engine.seams import KVPart, KVStore, LayerKV, PageLease
 from headstart.engine.tiers import Tiers, page_keys, root_key
 from headstart.errors import MethodError
 from headstart.ops.attention import RaggedLayout
+from headstart.ops.attention.reach import Reach
 from headstart.ops.staging import to_device, to_host
 from headstart.ops.write_kv import write_kv
 
@@ -142,18 +143,19 @@ class PagedKVStore(KVStore):
             where = torch.device("cpu" if layer.on_host else device)
             self._keys.append(_zeros(shape, layer.dtype, where))
             self._values.append(_zeros(shape, layer.dtype, where))
-            if layer.bounded:
-                self._bound(index, layer, where)
+            if layer.reach is not None:
+                self._bound(index, layer, layer.reach, where)
         return self
 
-    def _bound(self, index: int, layer: LayerKV, device: torch.device) -> None:
-        """Take the memory of a layer's bounded heads."""
-        assert layer.reach is not None
+    def _bound(self, index: int, layer: LayerKV, reach: Reach, device: torch.device) -> None:
+        """Take the memory of a layer's bounded heads, if it has some; what is counted is the same on every rank."""
         count = self.num_twins or self.num_pages
         if self.twins is None:
-            self.twins = TwinPages(layer.reach, self.num_pages, count, self.page_size)
-        if self.twins.reach != layer.reach:
+            self.twins = TwinPages(reach, self.num_pages, count, self.page_size)
+        if self.twins.reach != reach:
             raise MethodError("all bounded heads of a model must have the same reach")
+        if not layer.bounded:
+            return
         shape = (count, self.page_size, len(layer.bounded), layer.head_dim)
         heads = torch.tensor(layer.bounded, device=device)
         keys, values = (_zeros(shape, layer.dtype, device) for _ in range(2))
@@ -213,6 +215,14 @@ class PagedKVStore(KVStore):
         self._leases.add(lease)
         return lease
 
+    def held(self, namespace: str, tokens: Tokens) -> Lease:
+        """A lease of those pages of `tokens` (whole pages) that are on the device now, all of them maybe."""
+        node, pages = self.tree.match(namespace, tokens)
+        self.tree.lock(node)
+        lease = Lease(self, node, pages, len(pages))
+        self._leases.add(lease)
+        return lease
+
     def num_found(self, namespace: str | None, tokens: Tokens) -> int:
         """How many of these tokens' keys could be reused now; changes nothing."""
         return 0 if namespace is None else self.tree.num_shared(namespace, tokens) * self.page_size
@@ -232,9 +242,9 @@ class PagedKVStore(KVStore):
     def tier_traffic(self) -> tuple[int, int]:
         return (0, 0) if self.tiers is None else (self.tiers.spilled, self.tiers.restored)
 
-    def flush(self) -> None:
+    def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         if self.tiers is not None:
-            self.tiers.flush(self._cached(), _FLUSH_SECONDS)
+            self.tiers.flush(self._cached(), seconds)
 
     def _cached(self) -> Iterator[tuple[list[bytes], Tensor]]:
         """Everything in the prefix tree, what was used last first, and nothing before what stands above it."""
@@ -368,9 +378,19 @@ class PagedKVStore(KVStore):
         return {namespace: (held[namespace], kept[namespace]) for namespace in {**held, **kept}}
 
     @property
+    def part_bytes(self) -> list[int]:
+        """Bytes of one page in each tensor of keys or values, in the order in which pages are written down."""
+        return [pool[0].numel() * pool.element_size() for pool in self._pools()]
+
+    def parts_of(self, index: int) -> list[int]:
+        """Which of these parts hold a layer's keys and values."""
+        places = {pool.data_ptr(): place for place, pool in enumerate(self._pools())}
+        return [places[pool.data_ptr()] for pool in self.layer(index)]
+
+    @property
     def bytes_per_page(self) -> int:
         """Memory of one page over all layers, aliases counted once, and bounded heads left out."""
-        return sum(pool[0].numel() * pool.element_size() for pool in self._pools())
+        return sum(self.part_bytes)
 
     @property
     def bytes_per_twin(self) -> int:

@@ -10,7 +10,8 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,22 @@ from headstart.errors import HeadstartError
 
 log = logging.getLogger(__name__)
 
-# Magic and version, the page's key, length of the bytes that follow, and their checksum.
-_HEADER = struct.Struct("<8s24sQ16s")
-_MAGIC = b"HSKVPG01"
+# Magic and version, the page's key, and the length of its bytes; a checksum of each of its parts follows, then they.
+_HEADER = struct.Struct("<8s24sQ")
+_MAGIC = b"HSKVPG02"
+_CHECKSUM_BYTES = 16
 _NAME = re.compile(r"[0-9a-f]{48}\.kv")
 _MODEL = re.compile(r"[0-9a-f]{16}")
+CATALOGUE = "library.json"
+"""A list of documents whose pages lie here, which others keep beside them."""
 _UNFINISHED = re.compile(r"\.[0-9a-f]{48}\.(\d+)\.tmp")
 # What waits to be written takes at most this much memory; beyond it pages are dropped, for the engine must not wait.
 _QUEUE_BYTES = 256 * 2**20
 
 
 class DiskTier:
-    """Pages as files below a directory, the least recently used of which make room. Not for several threads.
+    """Pages as files below a directory, the least recently used of which make room. Not for several threads, but for
+    `get_part`.
 
     A file is `MODEL/AB/KEY.kv`, written beside and renamed. What is not such a file is left alone; what is one and
     does not hold what it should is deleted, with a warning.
@@ -41,15 +46,19 @@ class DiskTier:
         limit: bytes of all pages below it, other models' included.
         model: 16 hexadecimal digits.
         page_bytes: of one page.
+        parts: bytes of the parts of a page that can be read alone, in order (default: the page is one part).
 
     Raises:
         HeadstartError: the directory cannot be made or written, or the limit is below one file's size.
     """
 
-    def __init__(self, path: Path, limit: int, model: str, page_bytes: int) -> None:
+    def __init__(self, path: Path, limit: int, model: str, page_bytes: int, parts: Sequence[int] | None = None) -> None:
         self._root, self._limit, self._page_bytes = path, limit, page_bytes
+        sizes = [page_bytes] if parts is None else list(parts)
+        self._parts = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
         self._own = path / model
-        self._file_bytes = page_bytes + _HEADER.size
+        self._head_bytes = _HEADER.size + _CHECKSUM_BYTES * len(sizes)
+        self._file_bytes = page_bytes + self._head_bytes
         if limit < self._file_bytes:
             raise HeadstartError(
                 f"the disk tier's limit of {limit} bytes holds not one page of this model: "
@@ -101,6 +110,28 @@ class DiskTier:
             self._forget(place)
         return page
 
+    def get_part(self, key: bytes, number: int) -> bytes | None:
+        """One part of a page, or None if it is not there or not whole; safe beside whatever else is done."""
+        part, place = self._parts[number], self._place(key)
+        with self._lock:
+            waiting = self._waiting.get(key)
+            if waiting is not None:
+                return waiting[part]
+            if place not in self._files:
+                return None
+        try:
+            with place.open("rb") as file:
+                head = file.read(self._head_bytes)
+                file.seek(self._head_bytes + part.start)
+                data = file.read(part.stop - part.start)
+        except OSError as error:
+            log.warning("the disk tier's file %s cannot be read: %s", place, error.strerror)
+            return None
+        if self._heads(head, key) and _checksum_at(head, number) == _checksum(key, data):
+            return data
+        log.warning("the disk tier's file %s is corrupt and is ignored", place)
+        return None
+
     def flush(self, pages: Iterable[tuple[bytes, Any]], seconds: float) -> None:
         """Write what waits and these pages too, for so long at most, and end the writing thread."""
         deadline = time.monotonic() + seconds
@@ -114,8 +145,7 @@ class DiskTier:
         self._writer.join(max(0.0, deadline - time.monotonic()))
 
     def _place(self, key: bytes) -> Path:
-        name = key.hex()
-        return self._own / name[:2] / f"{name}.kv"
+        return self._own / page_file(key)
 
     def _scan(self) -> None:
         """Find what earlier processes have left."""
@@ -138,7 +168,7 @@ class DiskTier:
                         path.unlink(missing_ok=True)
             elif depth == 3 and _NAME.fullmatch(path.name) and _MODEL.fullmatch(path.parts[-3]):
                 found.append((status.st_mtime, path, status.st_size))
-            else:
+            elif path != self._root / CATALOGUE:
                 foreign.append(path)
         if foreign:
             log.warning("ignored %d files in the disk tier that are not its own, such as %s", len(foreign), foreign[0])
@@ -156,15 +186,18 @@ class DiskTier:
         except OSError as error:
             log.warning("the disk tier's file %s cannot be read: %s", place, error.strerror)
             return None
-        if len(data) == self._file_bytes:
-            magic, named, length, checksum = _HEADER.unpack_from(data)
-            page = data[_HEADER.size :]
-            if (magic, named, length) == (_MAGIC, key, len(page)) and checksum == _checksum(key, page):
+        if len(data) == self._file_bytes and self._heads(data, key):
+            page = data[self._head_bytes :]
+            if all(_checksum_at(data, at) == _checksum(key, page[part]) for at, part in enumerate(self._parts)):
                 return page
         log.warning("the disk tier's file %s is corrupt and is deleted", place)
         with contextlib.suppress(OSError):
             place.unlink(missing_ok=True)
         return None
+
+    def _heads(self, data: bytes, key: bytes) -> bool:
+        """Whether a file that begins like this holds the page of this key."""
+        return len(data) >= self._head_bytes and _HEADER.unpack_from(data) == (_MAGIC, key, self._page_bytes)
 
     def _forget(self, place: Path) -> None:
         with self._lock:
@@ -188,7 +221,8 @@ class DiskTier:
             if not self._make_room(self._file_bytes):
                 return False
             self._make_directories(place.parent)
-            beside.write_bytes(_HEADER.pack(_MAGIC, key, len(page), _checksum(key, page)) + page)
+            checksums = b"".join(_checksum(key, page[part]) for part in self._parts)
+            beside.write_bytes(_HEADER.pack(_MAGIC, key, len(page)) + checksums + page)
             beside.replace(place)
             return True
         except (OSError, MemoryError) as error:
@@ -218,5 +252,17 @@ class DiskTier:
                 place.unlink(missing_ok=True)
 
 
-def _checksum(key: bytes, page: bytes) -> bytes:
-    return hashlib.blake2b(page, key=key, digest_size=16).digest()
+def page_file(key: bytes) -> str:
+    """Where a page lies within its model's directory."""
+    name = key.hex()
+    return f"{name[:2]}/{name}.kv"
+
+
+def _checksum(key: bytes, part: bytes) -> bytes:
+    return hashlib.blake2b(part, key=key, digest_size=_CHECKSUM_BYTES).digest()
+
+
+def _checksum_at(head: bytes, number: int) -> bytes:
+    """The checksum of a part, from the beginning of a file."""
+    start = _HEADER.size + _CHECKSUM_BYTES * number
+    return head[start : start + _CHECKSUM_BYTES]

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.engine.args import EngineArgs
 from headstart.engine.engine import with_output_kind
-from headstart.engine.intake import Prompt
+from headstart.engine.intake import Prompt, encode_parts
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.engine.pooling import Pooling, unit
@@ -75,7 +75,8 @@ class LLM:
         """Complete prompts: a string, `{"prompt_token_ids": [...]}`, or a list of either.
 
         Args:
-            prompts: one or many.
+            prompts: one or many. A dict may name `chunks` that come again in other prompts: texts that stand in its
+                `prompt`, or pairs of start and end within its token ids.
             sampling_params: for all, or one for each; default: the checkpoint's recommendation, 16 tokens.
             use_tqdm: show progress on a terminal.
             use: methods for these prompts alone, as keys with options or as instances, in the place of the engine's
@@ -122,8 +123,10 @@ class LLM:
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
         use: Sequence[Any] | None = None,
+        chunks: Sequence[str] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several: lists of `{"role": ..., "content": ...}`; `use` as for `generate`."""
+        """Answer one conversation, or several: lists of `{"role": ..., "content": ...}`; `use` as for `generate`.
+        `chunks` are texts in each of them that come again in others."""
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations = messages if several else [messages]
         extra = {"chat_template": chat_template} if chat_template else {}
@@ -135,8 +138,11 @@ class LLM:
                 add_generation_prompt=add_generation_prompt,
                 **extra,
             )
-            ids = self.encode(text, add_special_tokens=False)
-            prompts.append({"prompt_token_ids": ids})
+            if chunks is None:
+                prompts.append({"prompt_token_ids": self.encode(text, add_special_tokens=False)})
+            else:
+                ids, spans = encode_parts(text, chunks, self.encode, add_special_tokens=False)
+                prompts.append({"prompt_token_ids": ids, "chunks": spans})
         return self.generate(prompts, sampling_params, use_tqdm, use)
 
     def embed(

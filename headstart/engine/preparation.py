@@ -8,7 +8,7 @@ from headstart.checkpoints.reader import Checkpoint
 from headstart.engine.args import EngineArgs
 from headstart.engine.detokenizer import Detokenizer
 from headstart.engine.grammar import GrammarCompiler
-from headstart.engine.intake import Prompt, read_prompt
+from headstart.engine.intake import Prompt, Span, read_prompt
 from headstart.engine.outputs import RequestMetrics
 from headstart.engine.params import SamplingParams
 from headstart.engine.pooling import Pooler
@@ -65,10 +65,11 @@ class Preparation:
     ) -> Request:
         """Turn a prompt into a request, as `Engine.prepare` says."""
         arrived = time.monotonic() if arrival_time is None else arrival_time
-        text, ids = read_prompt(prompt, self._tokenizer, self._tokenization, self._vocab_size)
+        text, ids, chunks = read_prompt(prompt, self._tokenizer, self._tokenization, self._vocab_size)
         stack = self._stacks.of(use)
         rule = stack.optional("prompt_rule", PromptRule)
-        ids = ids if rule is None else rule.rewrite(ids)
+        if rule is not None:
+            ids, chunks = rule.rewrite(ids), None
         self._check(ids, params)
         namespace = self._namespace(stack, request_id, len(ids), params, cache_salt)
         room = self._max_model_len - len(ids)
@@ -81,6 +82,8 @@ class Preparation:
             namespace=namespace,
             own_namespace=namespace is not None and not self._args.enable_prefix_caching,
             tenant=tenant_digest(cache_salt),
+            chunks=self._chunks(stack, ids, chunks, params),
+            chunk_namespace=namespace_of(cache_salt, "chunk", stack.chunk_identity),
             metrics=RequestMetrics(arrival_time=arrived),
             use=use,
         )
@@ -114,6 +117,16 @@ class Preparation:
             reuse_salt = self._checkpoint.decoder.reuse_salt(length)
             return namespace_of(cache_salt, stack.identity(length), reuse_salt)
         return f"request:{request_id}" if params.generated > 1 else None
+
+    def _chunks(
+        self, stack: Stack, ids: list[int], given: list[Span] | None, params: SamplingParams
+    ) -> tuple[Span, ...]:
+        """The chunks of a prompt: those given, else what the prefill method takes for such. Whoever wants to know
+        something of every token has none, since the keys of a chunk do not tell it."""
+        if params.prompt_logprobs is not None or params.pooling is not None:
+            return ()
+        found = stack.prefill.chunks(ids, self._tokenizer) if given is None else given
+        return tuple(span for span in found if span[0] < span[1])
 
     def _check(self, ids: list[int], params: SamplingParams) -> None:
         """Refuse what can never be served, with its numbers."""

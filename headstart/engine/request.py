@@ -153,6 +153,8 @@ class Request:
         namespace: under which its keys are shared; None shares nothing.
         own_namespace: whether the namespace ends with the request.
         tenant: the digest of whose it is.
+        chunks: (start, end) of the parts of the prompt that are likely to come again in others, ascending.
+        chunk_namespace: under which the keys of such parts are shared.
         pooler: makes the prompt's embedding; None generates.
         use: the methods of its own, as it names them; None has none.
         stack: the methods that run it.
@@ -169,6 +171,8 @@ class Request:
     own_namespace: bool
     metrics: RequestMetrics
     tenant: str = ""
+    chunks: tuple[tuple[int, int], ...] = ()
+    chunk_namespace: str | None = None
     sequences: list[Sequence] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     prompt_done: bool = False

@@ -62,8 +62,9 @@ class TwinPages:
             self._idle.pop(page, None)
 
     def let_go(self, pages: Seq[int]) -> None:
-        """Hold them no longer."""
-        for page in pages:
+        """Hold them no longer; the last of them are the first to go, since every prompt that begins alike sees the
+        first."""
+        for page in reversed(pages):
             self._holders[page] -= 1
             if not self._holders[page]:
                 self._idle[page] = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from rich.console import Console
@@ -33,7 +34,11 @@ class StepAttention:
         self.store = store
         self.layout = batch.layout
         self._batch = batch
-        self._groups = _groups(batch.allotments, batch.layout) if groups is None else groups
+        self._given = groups
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        return _groups(self._batch.allotments, self.layout) if self._given is None else self._given
 
     def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`q [T, H, D]`, `k, v [T, Hkv, D]` → `[T, H, D]`."""
@@ -60,6 +65,10 @@ class StepAttention:
         )
         groups = _groups([self._batch.allotments[s] for s in chosen], layout, first=False)
         return lambda spec, q: self._attend(groups, spec, q)
+
+    def part(self, batch: TokenBatch) -> "StepAttention":
+        """The same for some of the sequences, as `StepAttend` says."""
+        return StepAttention(batch, self.store)
 
     def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> "AmongAttention":
         """Attention for chosen rows over chosen keys, as `StepAttend` says."""
@@ -119,14 +128,21 @@ class AmongAttention:
 
     def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`q [R, H, D]`, `k, v [R, Hkv, D]`, the sequences' rows one after the other → `[R, H, D]`."""
+        self.keep(spec, k, v)
+        return self.attend(spec, q)
+
+    def keep(self, spec: AttentionSpec, k: Tensor, v: Tensor) -> None:
+        """Write the rows' keys, as `AmongAttend` says."""
         self.store.write(spec.layer, k, v, self._written)
-        values = self.store.layer(spec.layer)[1].flatten(0, 1)
+
+    def attend(self, spec: AttentionSpec, q: Tensor) -> Tensor:
+        """Attend over keys that are written, as `AmongAttend` says."""
         parts = []
         for s, part in enumerate(q.split([len(rows) for rows in self.rows])):
             out, _ = attention_among(
                 part,
                 self.keys_of(spec, s),
-                values[self._read[s]],
+                self.values_of(spec, s),
                 self.rows[s],
                 self.keys[s],
                 scale=spec.scale,
@@ -139,6 +155,10 @@ class AmongAttention:
     def keys_of(self, spec: AttentionSpec, s: int) -> Tensor:
         """`[N, Hkv, D]`, the chosen keys of sequence s at a layer."""
         return self.store.layer(spec.layer)[0].flatten(0, 1)[self._read[s]]
+
+    def values_of(self, spec: AttentionSpec, s: int) -> Tensor:
+        """`[N, Hkv, D]`, their values."""
+        return self.store.layer(spec.layer)[1].flatten(0, 1)[self._read[s]]
 
 
 def by_prefill(allotments: Seq[Allotment]) -> list[list[Allotment]]:

@@ -130,11 +130,13 @@ class Stack:
         self.exact = self.exact and not self._lossy_settings
         self.fingerprint = self._fingerprint()
 
-    def _fingerprint(self) -> str:
-        """Of the lossy methods with their options, and of what else decides what they compute."""
+    def _fingerprint(self, *, alone: bool = False) -> str:
+        """Of the lossy methods with their options, and of what else decides what they compute; `alone` without the one
+        that fills the prefill slot."""
         from headstart.methods import registry
 
-        lossy = sorted(f"{registry.describe(item)} {item.identity()}" for item in self.methods if not item.card.exact)
+        methods = [item for item in self.methods if not (item.card.exact or (alone and "prefill" in item.slots))]
+        lossy = sorted(f"{registry.describe(item)} {item.identity()}" for item in methods)
         lossy += self._lossy_settings
         return hashlib.sha256("\n".join(lossy).encode()).hexdigest()[:16] if lossy else ""
 
@@ -144,6 +146,11 @@ class Stack:
             return ""
         sides = "".join(str(int(prompt_length >= _min_context(item))) for item in self.methods if not item.card.exact)
         return f"{self.fingerprint}:{sides}"
+
+    @property
+    def chunk_identity(self) -> str:
+        """The fingerprint for a chunk of text that is computed on its own, whichever prompt it stands in."""
+        return self._fingerprint(alone=True)
 
     def num_shareable(self, sequence: Sequence) -> int:
         """How many of its computed tokens have keys that another prompt's own computation would give."""

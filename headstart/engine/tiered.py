@@ -20,4 +20,4 @@ def add_tiers(store: KVStore, spec: str, decoder: Decoder, layers: Sequence[Laye
     if not isinstance(store, PagedKVStore):
         raise HeadstartError("--kv-tier works with the engine's own KV store, but a method in force brings another")
     model = fingerprint(decoder, layers, store.page_size, device)
-    store.use_tiers(Tiers(TierSpec.parse(spec), model, store.bytes_per_page))
+    store.use_tiers(Tiers(TierSpec.parse(spec), model, store.bytes_per_page, store.part_bytes))

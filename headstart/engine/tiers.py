@@ -11,7 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.engine.disk_tier import DiskTier
+from headstart.engine.disk_tier import DiskTier, page_file
 from headstart.engine.seams import LayerKV
 from headstart.errors import HeadstartError
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _KEY_BYTES = 24
+# Counts the ways in which pages were written down so far.
+_PAGE_FORM = 2
 _SAMPLES = 1024
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -80,7 +82,7 @@ def fingerprint(decoder: "Decoder", layers: Sequence[LayerKV], page_size: int, d
     Every weight counts through an exact integer sum of its tensor, and its order through a sample.
     """
     digest = hashlib.blake2b(json.dumps(decoder.config.raw, sort_keys=True, default=str).encode(), digest_size=32)
-    digest.update(repr((list(layers), page_size, device.type)).encode())
+    digest.update(repr((_PAGE_FORM, list(layers), page_size, device.type)).encode())
     with torch.inference_mode():
         for name, weight in sorted(decoder.state_dict().items()):
             bits = weight.detach().contiguous().view(_INTEGERS[weight.element_size()]).flatten()
@@ -156,6 +158,10 @@ class MemoryTier:
         self._free.append(slot)
         return self._pool[slot].clone()
 
+    def parts(self, keys: list[bytes], part: slice) -> Tensor:
+        """The same bytes of pages that are all here: `[N, part]`, a copy."""
+        return self._pool[[self._slots[key] for key in keys], part]
+
     def drain(self) -> list[tuple[bytes, Tensor]]:
         """All pages, the most recently used first."""
         return [(key, self._pool[slot]) for key, slot in reversed(self._slots.items())]
@@ -168,6 +174,7 @@ class Tiers:
         spec: which, and how large.
         model: its `fingerprint`.
         page_bytes: of one page over all layers.
+        parts: bytes of the parts of a page that can be read alone, in order (default: the page is one part).
 
     Attributes:
         spilled, restored: pages that went down and came back so far.
@@ -176,11 +183,17 @@ class Tiers:
         HeadstartError: the disk tier's directory cannot be used, or a limit cannot be had or is below one page.
     """
 
-    def __init__(self, spec: TierSpec, model: bytes, page_bytes: int) -> None:
+    def __init__(self, spec: TierSpec, model: bytes, page_bytes: int, parts: Sequence[int] | None = None) -> None:
         self.model = model
+        sizes = [page_bytes] if parts is None else list(parts)
+        self._parts = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
         self.spilled = self.restored = 0
         self._memory = None if spec.cpu is None else MemoryTier(spec.cpu, page_bytes)
-        self._disk = None if spec.disk is None else DiskTier(*spec.disk, model.hex()[:16], page_bytes)
+        self._disk = None if spec.disk is None else DiskTier(*spec.disk, model.hex()[:16], page_bytes, sizes)
+
+    def file_of(self, key: bytes) -> str:
+        """Where a page lies in the disk tier's directory."""
+        return f"{self.model.hex()[:16]}/{page_file(key)}"
 
     def __contains__(self, key: bytes) -> bool:
         return (self._memory is not None and key in self._memory) or (self._disk is not None and key in self._disk)
@@ -207,6 +220,30 @@ class Tiers:
             found.append(page)
         self.restored += len(found)
         return found
+
+    def get_part(self, keys: list[bytes], number: int) -> Tensor | None:
+        """One part of each of these pages, `[N, part_bytes]`; None if a page is not there or not whole. They stay
+        where they are. Safe in another thread as long as nothing is put or got meanwhile."""
+        here = [self._memory is not None and key in self._memory for key in keys]
+        if self._memory is not None and all(here):
+            return self._memory.parts(keys, self._parts[number])
+        found: list[Tensor] = []
+        for key, mine in zip(keys, here, strict=True):
+            if self._memory is not None and mine:
+                found.append(self._memory.parts([key], self._parts[number])[0])
+                continue
+            data = None if self._disk is None else self._disk.get_part(key, number)
+            if data is None:
+                return None
+            found.append(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        return torch.stack(found)
+
+    def forget(self, keys: list[bytes]) -> None:
+        """Let go of pages in memory that have come up by parts."""
+        for key in keys:
+            if self._memory is not None and key in self._memory:
+                self._memory.take(key)
+        self.restored += len(keys)
 
     def flush(self, cached: Iterator[tuple[list[bytes], Tensor]], seconds: float) -> None:
         """Write what is `cached` on the device, and what is in memory here, to disk, for so long at most."""

@@ -80,6 +80,7 @@ class Watch:
     """Keeps the last steps of an engine, and answers what is going on. Belongs to the engine's thread.
 
     Attributes:
+        methods: those in force, as `--use` takes them.
         prefill_tokens, decode_tokens: tokens of all steps so far (see `Step`).
         step_seconds, last_seconds: spent within steps so far, and within the last one.
         step_sizes: steps by number of tokens; `STEP_TOKENS` are the buckets' upper bounds.
@@ -90,7 +91,7 @@ class Watch:
     ) -> None:
         from headstart.methods import registry
 
-        self._methods = [registry.describe(method) for method in methods]
+        self.methods = [registry.describe(method) for method in methods]
         self.prefill_tokens = self.decode_tokens = 0
         self.step_seconds = self.last_seconds = 0.0
         self.step_sizes = [0] * (len(STEP_TOKENS) + 1)
@@ -162,7 +163,7 @@ class Watch:
         shown = list(islice(self._requests.values(), REQUESTS_SHOWN))
         return {
             "now": now,
-            "methods": self._methods,
+            "methods": self.methods,
             "step": self._number,
             "budget": self._planner.max_num_batched_tokens,
             "steps": [list(vars(step).values()) for step in steps],

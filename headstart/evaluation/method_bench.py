@@ -147,6 +147,8 @@ def run_method_bench(
         )
     # Wrong options are said before a model loads.
     method = registry.build(settings.use, kind="training" if card.kind == "training" else "inference")
+    if settings.trace is not None and not any(isinstance(workload, Load) for workload in spec.workloads):
+        raise BenchmarkError(f"{card.key} is not measured under load, which is what a trace is for: leave out --trace")
     commit, dirty = ledger.code_version()
     sides = (" ".join(spec.baseline) or "exact", settings.use)
     contenders = (Contender(sides[0], use=spec.baseline), Contender(sides[1], use=(settings.use,)))

@@ -77,9 +77,13 @@ class LoadRun:
         """Measure; Ctrl-C and a server that dies keep the rounds that are complete.
 
         Raises:
+            HeadstartError: a trace that cannot be used.
             BenchmarkError: a server does not start, or nothing was complete when one died.
             KeyboardInterrupt: nothing was complete yet.
         """
+        if self.trace is not None:
+            # What is wrong with it is said before servers start.
+            self._traced(_TRACED, None)
         with ExitStack() as stack:
             urls = {c.label: stack.enter_context(self._server(c)).url for c in self.contenders}
             paced, queued = self._warm_up(urls)

@@ -140,10 +140,9 @@ class HeadstartSide:
             skip_tokenizer_init=not settings.tokenizer,
             max_model_len=settings.max_length,
             max_num_seqs=settings.max_sequences,
-            enable_prefix_caching=False,
             seed=0,
             load_format="dummy" if settings.dummy else "auto",
-            **settings.engine_options,
+            **{"enable_prefix_caching": False, **settings.engine_options},
         )
 
     def versions(self) -> dict[str, str]:
@@ -225,6 +224,16 @@ class HeadstartSide:
         exact = forced_logits(exact_twin(self.llm.engine), prompt, continuation)
         found = divergence(exact, forced_logits(self.llm.engine, prompt, continuation))
         return {"kl": found.mean_kl, "top1": found.top1, "first_kl": found.kl[0], "max_kl": max(found.kl)}
+
+    def shelve(self, settings: dict[str, Any]) -> None:
+        """Read documents that questions will be about, as `headstart.evaluation.reuse_bench` says."""
+        from headstart.evaluation.reuse_bench import Recall
+
+        self._recall = Recall(self.llm, settings)
+
+    def recall(self, indices: list[int]) -> dict[str, Any]:
+        """Answer questions about them."""
+        return self._recall.ask(indices)
 
     def scores(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
         """Quality tasks, as `QualitySettings` takes them, answered by this engine."""

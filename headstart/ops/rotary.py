@@ -77,6 +77,26 @@ def _rotate(x: Tensor, rows: RotaryRows) -> Tensor:
     return (x * rows.cos + swapped * rows.sin).to(x.dtype)
 
 
+def rerotation(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> RotaryRows:
+    """What moves rotated heads to other positions: the division of one rotation by another, factors included.
+
+    Args:
+        old: cosines and sines `[T, R / 2]` by which the heads were rotated.
+        new: those by which they shall be.
+
+    Returns:
+        Rows for `apply_rotary`, in the dtype of the tables (at least float32).
+    """
+    (cos, sin), (to_cos, to_sin) = old, new
+    size = cos.square() + sin.square()
+    return rotary_rows((to_cos * cos + to_sin * sin) / size, (to_sin * cos - to_cos * sin) / size, cos.dtype)
+
+
+def rerotate(x: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
+    """Move rotated heads `[T, H, D]` from positions of which `old` has the cosines and sines to those of `new`."""
+    return apply_rotary(x, rerotation(old, new))
+
+
 def apply_rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The same by its definition: `x [T, H, D]`, `cos`, `sin` `[T, R / 2]` → `[T, H, D]`, in float64."""
     half = cos.shape[-1]

@@ -125,8 +125,12 @@ async def chat_job(service: Service, asked: ChatRequest, tools: ToolUse | None, 
     Raises:
         HeadstartError: messages that the model's template refuses, or that are too long, or parameters out of range.
     """
-    token_ids = await service.encode_chat(
-        asked.messages, asked.add_generation_prompt, asked.chat_template_kwargs, () if tools is None else tools.tools
+    token_ids, chunks = await service.encode_chat(
+        asked.messages,
+        asked.add_generation_prompt,
+        asked.chat_template_kwargs,
+        () if tools is None else tools.tools,
+        asked.chunks,
     )
     field = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
     params = asked.sampling_params(
@@ -137,4 +141,4 @@ async def chat_job(service: Service, asked: ChatRequest, tools: ToolUse | None, 
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         **({} if tools is None else tools.params(service)),
     )
-    return Job(token_ids, None, params, "messages")
+    return Job(token_ids, None, params, "messages", chunks)

@@ -77,14 +77,25 @@ def completion_routes(service: Service) -> APIRouter:
         asked = await read_body(request, CompletionRequest)
         service.check_model(asked.model)
         prompts = asked.prompts
-        encoded = await service.encode_prompts(prompts, "prompt")
-        jobs = [_job(service, asked, *prompt) for prompt in zip(prompts, encoded, strict=True)]
+        spans = None
+        if asked.chunks is not None and isinstance(asked.prompt, str):
+            ids, spans = await service.encode_parts(asked.prompt, asked.chunks, "prompt")
+            encoded = [ids]
+        else:
+            encoded = await service.encode_prompts(prompts, "prompt")
+        jobs = [_job(service, asked, *prompt, spans) for prompt in zip(prompts, encoded, strict=True)]
         return await CompletionAnswer(service, asked, jobs, arrival).respond(request)
 
     return router
 
 
-def _job(service: Service, asked: CompletionRequest, prompt: str | list[int], token_ids: list[int]) -> Job:
+def _job(
+    service: Service,
+    asked: CompletionRequest,
+    prompt: str | list[int],
+    token_ids: list[int],
+    chunks: list[tuple[int, int]] | None,
+) -> Job:
     text = prompt if isinstance(prompt, str) else None
     wanted = None if asked.max_tokens is None else max(asked.max_tokens, 1)
     echoed = asked.logprobs if asked.echo else None
@@ -95,4 +106,4 @@ def _job(service: Service, asked: CompletionRequest, prompt: str | list[int], to
         logprobs=asked.logprobs,
         prompt_logprobs=max((k for k in (echoed, asked.prompt_logprobs) if k is not None), default=None),
     )
-    return Job(token_ids, text, params)
+    return Job(token_ids, text, params, chunks=chunks)

@@ -15,6 +15,7 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
+MAX_CHUNKS = 1024
 MAX_METHODS = 8
 MAX_METHOD_CHARACTERS = 256
 
@@ -130,6 +131,7 @@ class GenerationRequest(LabelledRequest):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputsField | None = None
     cache_salt: str | None = Field(default=None, max_length=MAX_SALT_CHARACTERS)
+    chunks: list[str] | None = Field(default=None, max_length=MAX_CHUNKS)
     priority: int | None = Field(default=None, ge=-LOWEST_PRIORITY, le=LOWEST_PRIORITY)
     use: OwnUse = None
     stream: bool | None = None
@@ -188,6 +190,8 @@ class CompletionRequest(GenerationRequest):
     def _fields_agree(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError("max_tokens must be at least 1 unless echo is true, not 0", "max_tokens")
+        if self.chunks is not None and (not isinstance(self.prompt, str)):
+            raise InvalidRequestError("chunks is for requests whose prompt is one text", "chunks")
         if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
             raise InvalidRequestError("best_of above n is not available in a stream", "best_of")
         return self

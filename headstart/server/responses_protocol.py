@@ -22,6 +22,7 @@ from headstart.server.messages import (
 )
 from headstart.server.protocol import (
     LOWEST_PRIORITY,
+    MAX_CHUNKS,
     MAX_LOGPROBS,
     MAX_SALT_CHARACTERS,
     ChatRequest,
@@ -34,7 +35,7 @@ from headstart.server.protocol import (
 # Fields that mean the same in a chat.
 _SHARED = (
     *("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos", "stream"),
-    *("cache_salt", "priority", "use", "parallel_tool_calls", "chat_template_kwargs"),
+    *("cache_salt", "chunks", "priority", "use", "parallel_tool_calls", "chat_template_kwargs"),
 )
 _LOGPROBS = "message.output_text.logprobs"
 # What a chat calls differently.
@@ -172,6 +173,7 @@ class ResponsesRequest(LabelledRequest):
     tool_choice: Annotated[Any, PlainValidator(_tool_choice, json_schema_input_type=_Choice)] = None
     parallel_tool_calls: bool | None = None
     cache_salt: str | None = Field(default=None, max_length=MAX_SALT_CHARACTERS)
+    chunks: list[str] | None = Field(default=None, max_length=MAX_CHUNKS)
     priority: int | None = Field(default=None, ge=-LOWEST_PRIORITY, le=LOWEST_PRIORITY)
     use: OwnUse = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from headstart.checkpoints.token_texts import TokenTexts
 from headstart.engine.client import EngineClient, EngineDeadError
+from headstart.engine.intake import encode_parts
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
 from headstart.errors import HeadstartError, InvalidRequestError
@@ -33,12 +34,20 @@ T = TypeVar("T")
 
 @dataclass
 class Job:
-    """One prompt to run: its token ids, its text where there is one, how to sample, and the request's field it is."""
+    """One prompt to run: its token ids, its text where there is one, how to sample, the request's field it is, and
+    where chunks that recur begin and end in it; None where the request does not say."""
 
     token_ids: list[int]
     text: str | None
     params: SamplingParams
     field: str = "prompt"
+    chunks: list[tuple[int, int]] | None = None
+
+    @property
+    def prompt(self) -> dict[str, Any]:
+        """As the engine takes it."""
+        given = {} if self.chunks is None else {"chunks": self.chunks}
+        return {"prompt_token_ids": self.token_ids} | given
 
 
 class Service:
@@ -123,17 +132,20 @@ class Service:
         add_generation_prompt: bool,
         template_arguments: dict[str, Any] | None,
         tools: Sequence[Tool] = (),
-    ) -> list[int]:
-        """Token ids of a chat, through the model's template, which writes its own special tokens.
+        chunks: Sequence[str] | None = None,
+    ) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Token ids of a chat, through the model's template, which writes its own special tokens; and the places of
+        its chunks, if it names some.
 
         Args:
             messages: the turns.
             add_generation_prompt: end with the opening of the assistant's turn.
             template_arguments: further variables of the template.
             tools: described to the model by the template.
+            chunks: texts within the messages that are likely to come again in others.
 
         Raises:
-            HeadstartError: the model has no template, or the template refuses the messages.
+            HeadstartError: the model has no template, the template refuses the messages, or a chunk is not in them.
         """
         arguments = template_arguments or {}
         if self.tokenizer.chat_template is None and not tools:
@@ -148,8 +160,21 @@ class Service:
             length,
             partial(self.tokenizer.apply_chat_template, turns, described, add_generation_prompt, **arguments),
         )
+        if chunks is not None:
+            return await self.encode_parts(text, chunks, "messages", add_special_tokens=False)
         self._check_fits(text, "messages")
-        return await self.encode(text, add_special_tokens=False)
+        return await self.encode(text, add_special_tokens=False), None
+
+    async def encode_parts(
+        self, text: str, chunks: Sequence[str], field: str, *, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, and the places of these chunks of it.
+
+        Raises:
+            HeadstartError: a text that cannot fit the model, or a chunk that is not in it.
+        """
+        self._check_fits(text, field)
+        return await off_loop(len(text), encode_parts, text, chunks, self.engine.encode, add_special_tokens)
 
     def check_text(self, text: str, field: str) -> None:
         """Refuse a text, before it is tokenized, that has more tokens than its key may send.
@@ -306,9 +331,8 @@ class Service:
         trace = self.tracing and self.tracing.begin(
             request_id, self.model_name, job.params, len(job.token_ids), arrival
         )
-        prompt = {"prompt_token_ids": job.token_ids}
         source = self.engine.generate(
-            prompt, job.params, request_id, cache_salt=cache_salt, arrival_time=arrival, use=use
+            job.prompt, job.params, request_id, cache_salt=cache_salt, arrival_time=arrival, use=use
         )
         if trace is not None:
             source = trace.follow(source, lambda: self.engine.abort(request_id))

@@ -21,7 +21,7 @@ def token_routes(service: Service) -> APIRouter:
         tools = tool_use(service, asked.tools, asked.tool_choice, None)
         if asked.messages is not None:
             described = () if tools is None else tools.tools
-            found = await service.encode_chat(
+            found, _ = await service.encode_chat(
                 asked.messages, asked.add_generation_prompt, asked.chat_template_kwargs, described
             )
         else:

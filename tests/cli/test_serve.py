@@ -62,6 +62,7 @@ def test_parted_engines_behind_one_address() -> None:
     ("arguments", "sentence"),
     [
         (["--replicas", "2", "--disaggregate", "prefill=1,decode=1"], "leave out one of them"),
+        (["--ray", "auto"], "--ray places the engines of a cluster: say how many"),
         (["--replicas", "2", "--no-engine-process"], "processes of their own"),
         (["--disaggregate", "half"], "takes prefill=N,decode=M, not 'half'"),
         (["--replicas", "4096"], "4096 engines need 4096"),

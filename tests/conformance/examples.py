@@ -74,10 +74,15 @@ def shaken(checkpoint: Checkpoint, share: float, seed: int = 0) -> Checkpoint:
 
 
 EXAMPLES: dict[str, Example] = {
+    "ape": Example(
+        ("mark=none,chunk=6", "mark=none,chunk=9,temperature=0.4,scale=0.6"),
+        dense="mark=none,temperature=1,scale=1",
+    ),
     "auto-sparse": Example(
         ("options=keys=4/query_block=4/sink=2/window=4/dense_layers=0",),
         dense="options=keys=2048/dense_layers=0",
     ),
+    "cacheblend": Example(("ratio=0.4,mark=none,chunk=6", "mark=none,chunk=9"), dense="ratio=1,mark=none,chunk=6"),
     "distserve": Example(("tokens=9", "role=decode,tokens=9")),
     "fastgen": Example(("budget=9",)),
     "hip": Example(

@@ -245,6 +245,16 @@ def test_a_trace_sets_arrivals_and_lengths(load_run: LoadRun, monkeypatch: pytes
     assert "requests of trace.csv" in outcome.notes[0]
 
 
+def test_a_trace_that_cannot_be_used_is_said_first(load_run: LoadRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method_bench_load, "ServedModel", None)
+    load_run.trace = Path("missing.csv")
+    with pytest.raises(HeadstartError, match=r"the trace missing\.csv cannot be read"):
+        load_run.run()
+    settings = MethodBenchSettings("minference", trace=Path("missing.csv"), shape="tiny")
+    with pytest.raises(BenchmarkError, match="minference is not measured under load"):
+        run_method_bench(settings, Silent(), command="")
+
+
 def test_a_load_that_ends_early_keeps_the_complete_rounds(load_run: LoadRun, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 

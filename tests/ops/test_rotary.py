@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headstart.ops.rotary import apply_rotary, apply_rotary_reference, rotary_rows
+from headstart.ops.rotary import apply_rotary, apply_rotary_reference, rerotate, rotary_rows
 
 
 def angles(rows: int, half: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -50,3 +50,14 @@ def test_products_depend_on_distance_alone() -> None:
         return (turned[0] * turned[1]).sum(-1)
 
     torch.testing.assert_close(score(9, 4), score(105, 100), rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 7), half=st.integers(1, 20), rest=st.integers(0, 5), factor=st.floats(0.5, 2))
+def test_rotated_heads_move_to_other_positions(rows: int, half: int, rest: int, factor: float) -> None:
+    """As if they had been rotated there at once, whatever factor each of the two has."""
+    old, new = ([part.double() for part in angles(rows, half, seed)] for seed in (1, 2))
+    new = [part * factor for part in new]
+    x = torch.randn(rows, 3, 2 * half + rest, dtype=torch.float64)
+    moved = rerotate(apply_rotary_reference(x, *old), (old[0], old[1]), (new[0], new[1]))
+    torch.testing.assert_close(moved, apply_rotary_reference(x, *new), rtol=1e-12, atol=1e-12)

@@ -150,7 +150,13 @@ def ground(model: str | None, options: SimulationOptions, console: Console) -> I
         )
         console.print(f"the fitted cost model is off by {error:.1%} on the median step that it has not seen")
         pages = options.max_num_seqs * -(-(load.longest + 2) // args.tokens_per_page)
-        worker = WorkerSettings(pages, args.tokens_per_page, options.max_num_seqs, args.step_tokens)
+        worker = WorkerSettings(
+            pages,
+            args.tokens_per_page,
+            options.max_num_seqs,
+            args.step_tokens,
+            asked_tokens=options.max_num_batched_tokens,
+        )
         yield Ground(name, args, load, cost, error, worker, options)
 
 

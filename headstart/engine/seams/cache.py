@@ -26,7 +26,8 @@ class LayerKV:
         alias_of: an earlier layer whose pages it reads instead.
         on_host: whether its pages lie in the host's memory, whatever the model's device.
         bounded: the KV heads, ascending, that see and keep only what `reach` lets later tokens see. All bounded heads
-            of a model have the same reach, and no alias has any.
+            of a model have the same reach, and no alias has any; a rank that holds none of them says
+            the reach as well.
     """
 
     num_kv_heads: int

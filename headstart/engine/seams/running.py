@@ -13,8 +13,10 @@ from headstart.models.decoder import Attend
 from headstart.ops.attention import AnySelection, RaggedLayout, paged_attention
 
 if TYPE_CHECKING:
+    from headstart.checkpoints.tokenizer import Tokenizer
     from headstart.engine.batch import TokenBatch
     from headstart.engine.planner import StepPlanner
+    from headstart.engine.seams.cache import KVStore
     from headstart.models.decoder import AttentionSpec, Decoder
     from headstart.models.layers import Linear
 
@@ -137,8 +139,20 @@ class AmongAttend(Attend, Protocol):
     rows: Seq[Tensor]
     keys: Seq[Tensor]
 
+    def keep(self, spec: "AttentionSpec", k: Tensor, v: Tensor) -> None:
+        """Write the rows' keys and values, both `[R, Hkv, D]`, without attending."""
+        ...
+
+    def attend(self, spec: "AttentionSpec", q: Tensor) -> Tensor:
+        """`q [R, H, D]` → `[R, H, D]`, over keys that are written already."""
+        ...
+
     def keys_of(self, spec: "AttentionSpec", s: int) -> Tensor:
-        """`[N, Hkv, D]`, the chosen keys of sequence s, once the layer has attended."""
+        """`[N, Hkv, D]`, the chosen keys of sequence s, once they are written."""
+        ...
+
+    def values_of(self, spec: "AttentionSpec", s: int) -> Tensor:
+        """`[N, Hkv, D]`, their values."""
         ...
 
 
@@ -151,7 +165,13 @@ class LastAttend(Protocol):
 
 
 class StepAttend(Attend, Protocol):
-    """The `Attend` of a step's rows, and the way to that of others."""
+    """The `Attend` of a step's rows, and the way to that of others.
+
+    Attributes:
+        store: where the keys are kept.
+    """
+
+    store: "KVStore"
 
     def keep(self, spec: "AttentionSpec", k: Tensor, v: Tensor) -> None:
         """Keep a layer's keys and values of the step's rows, both `[T, Hkv, D]`, without attending."""
@@ -160,6 +180,10 @@ class StepAttend(Attend, Protocol):
     def last(self, counts: Seq[int]) -> LastAttend:
         """Attend with the last so many rows of each sequence, the way that is in force for it, once `keep` has kept
         the layer's keys of all rows. A count of 0 leaves a sequence out; they are not all 0."""
+        ...
+
+    def part(self, batch: "TokenBatch") -> "StepAttend":
+        """The same for a part of the step's batch (`TokenBatch.part`), whose rows are then all there are."""
         ...
 
     def among(self, rows: Seq[Tensor], keys: Seq[Tensor]) -> AmongAttend:
@@ -179,6 +203,14 @@ class Prefill(Seam, ABC):
 
     slots = ("prefill",)
     splits = False
+
+    def chunks(self, token_ids: list[int], tokenizer: "Tokenizer | None") -> list[tuple[int, int]]:
+        """Which parts of a prompt are likely to come again in others, asked where the request does not say.
+
+        Returns:
+            (start, end) of each, ascending, apart from one another.
+        """
+        return []
 
     @abstractmethod
     def forward(self, decoder: "Decoder", batch: "TokenBatch", attend: StepAttend) -> Tensor:

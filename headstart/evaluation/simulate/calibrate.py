@@ -1,8 +1,11 @@
 """Measured steps of an engine: random mixtures of decodes and chunks at many contexts, to fit a cost model to."""
 
+import gc
 import random
 from collections import deque
 from collections.abc import Callable
+
+import torch
 
 from headstart.engine.args import EngineArgs
 from headstart.engine.engine import Engine
@@ -99,6 +102,12 @@ def calibrate(
         if mixtures.planned:
             sample = StepSample(mixtures.planned.popleft(), engine.watch.step_seconds - before)
             samples += [sample] if number >= _WARM_UP else []
+    engine.close()
+    del engine
+    if torch.cuda.is_available():
+        # A server that is started next needs the memory.
+        gc.collect()
+        torch.cuda.empty_cache()
     fitted, held_out = [s for i, s in enumerate(samples) if i % 4], samples[::4]
     error = StepCost.fit(fitted).error(held_out)
     return StepCost.fit(samples), error

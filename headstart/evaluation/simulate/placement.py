@@ -9,6 +9,8 @@ from headstart.evaluation.simulate.run import Link, SimResult, simulate, simulat
 from headstart.evaluation.simulate.worker import SimWorker, WorkerSettings
 from headstart.methods import registry
 
+# Tokens of a step of either side, where the user names none.
+DISTSERVE_TOKENS = 512
 # Nine in ten requests must meet both bounds (section 2).
 ATTAINMENT = 0.9
 _PRECISION = 1.04
@@ -80,7 +82,8 @@ class Cluster:
         asks = shape.at(rate)
         if placement.replicas:
             return simulate(asks, self._workers(placement.replicas, placement.use))
-        tokens = self.settings.max_num_batched_tokens
+        # As `headstart serve --disaggregate` starts them.
+        tokens = self.settings.asked_tokens or DISTSERVE_TOKENS
         prefill, decode = (
             self._workers(count, f"distserve:role={role},tokens={tokens}")
             for role, count in (("prefill", placement.prefill), ("decode", placement.decode))

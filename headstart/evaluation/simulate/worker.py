@@ -18,12 +18,14 @@ _PARAMS = SamplingParams()
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """One engine's sizes, with the names and meanings of `EngineArgs`."""
+    """One engine's sizes, with the names and meanings of `EngineArgs`; `asked_tokens` is the budget of a step where the
+    user names one, which goes before the scheduler's own."""
 
     num_pages: int
     page_size: int = 16
     max_num_seqs: int = 128
     max_num_batched_tokens: int = 512
+    asked_tokens: int | None = None
     scheduling_policy: str = "fcfs"
     enable_prefix_caching: bool = True
 
@@ -63,7 +65,7 @@ class SimWorker:
     def __init__(self, cost: StepCost, scheduler: Scheduler, settings: WorkerSettings) -> None:
         self.cost, self.scheduler, self.settings = cost, scheduler, settings
         store = PagedKVStore().allocate([], settings.num_pages, settings.page_size)
-        budget = scheduler.step_tokens or settings.max_num_batched_tokens
+        budget = settings.asked_tokens or scheduler.step_tokens or settings.max_num_batched_tokens
         line = line_of(settings.scheduling_policy)
         self.planner = StepPlanner(store, settings.max_num_seqs, budget, line=line)
         self.store = store

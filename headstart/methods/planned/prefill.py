@@ -31,34 +31,6 @@ planned(
         conflicts="Per-token dynamic quantisation and per-group weight scales.",
     ),
     MethodCard(
-        "ape",
-        stage="prefill",
-        paper=Paper(
-            "APE: Faster and Longer Context-Augmented Generation via Adaptive Parallel Encoding",
-            arxiv="2502.05431",
-            venue="ICLR 2025",
-        ),
-        slots=("attention.prefill", "attention.decode", "prefill", "kv_store"),
-        exact=False,
-        needs=("a temperature and a scale, tuned on a few examples",),
-        summary="""Computes the cache of each retrieved context alone, once, and gives all contexts the same
-        positions. Attention over such parallel parts is too flat and too heavy, which costs quality. Three repairs
-        need no training: a shared prefix in front of every context, a softmax temperature below one on their keys,
-        and a scale below one on their total weight. Stored contexts can be loaded, so that a request pays for its
-        question only.""",
-        when_not="""When contexts must be read in order or reason over each other, as in a long narrative or in
-        code, or when the two numbers cannot be tuned.""",
-        claim=Claim(
-            "up to 4.5 times faster end to end at 128K, with 98% of the quality for RAG",
-            setting="""against sequential encoding; 93% for in-context learning; prefill time 28 times shorter;
-            speed on an H100 with Llama-3.1-8B, question and answer of 256 tokens""",
-            source="abstract and the paper's section on efficiency",
-        ),
-        composes="`hydragen` (contexts shared by many questions), KV quantisation, paged caches.",
-        conflicts="""`cacheblend` (the other cure for the same problem), sliding-window layers, attention without
-        log-sum-exp.""",
-    ),
-    MethodCard(
         "zipvl",
         stage="prefill",
         paper=Paper(

@@ -28,8 +28,8 @@ _NEVER = 2**62
 )
 class AutoSparse(Selector):
     """Runs a sparse method for long contexts and dense attention for short ones. Where one ends and the other begins is
-    the crossover that this machine's ledger holds for the method's time to first token; without an entry it is what
-    the card says. A method that the ledger shows never to pay here is left out altogether.
+    the crossover that this machine's ledger holds for the method's time to first token. Without an entry it is what the
+    card says. A method that the ledger shows never to pay here is left out altogether.
 
     Args:
         method: the selector for long contexts: hip, minference or another that fills no other kind of slot.

@@ -63,7 +63,9 @@ class HiP(Selector):
     """Finds for each block of queries approximately the keys with the highest scores, by a search that halves candidate
     regions and looks at one representative key of each. Block-sparse attention then runs on the winners, with the first
     tokens and a window of recent ones. It needs no training, and its cost grows as T log T with context length T. While
-    decoding, a selection is reused for several steps. Layers with a sliding window are left alone.
+    decoding, a selection is reused for several steps.
+
+    Layers with a sliding window are left alone.
 
     Args:
         keys: keys that the search keeps for each block of queries (official code: 512).

@@ -4,7 +4,7 @@ Every path returns `(out, lse)`: the log-sum-exp of each row's scores lets parti
 merged exactly (`merge_attention`).
 """
 
-from headstart.ops.attention.among import attention_among, attention_among_reference
+from headstart.ops.attention.among import attention_among, attention_among_reference, attention_to_all
 from headstart.ops.attention.dispatch import paged_attention
 from headstart.ops.attention.layout import PagedIndex, RaggedLayout
 from headstart.ops.attention.merge import merge_attention
@@ -23,6 +23,7 @@ __all__ = [
     "SharedKeys",
     "attention_among",
     "attention_among_reference",
+    "attention_to_all",
     "merge_attention",
     "paged_attention",
     "paged_attention_reference",

@@ -40,6 +40,16 @@ def attention_among(
     return out[0].transpose(0, 1).to(q.dtype), lse[0].transpose(0, 1)
 
 
+def attention_to_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of rows `q [R, H, D]` over every key `k, v [N, Hkv, D]`, wherever they stand.
+
+    Returns:
+        `out [R, H, D]` in q's dtype and `lse [R, H]` float32.
+    """
+    out, lse = dense(batched(q), batched(k), batched(v), scale)
+    return out[0].transpose(0, 1).to(q.dtype), lse[0].transpose(0, 1)
+
+
 def attention_among_reference(
     q: Tensor,
     k: Tensor,

@@ -175,9 +175,10 @@ class LServe(Selector, KVLayout):
     def layers(self, specs: Seq[AttentionSpec], dtype: torch.dtype) -> list[LayerKV]:
         kept = torch.float8_e4m3fn if self.kv == "fp8_e4m3" else dtype
         every = [LayerKV(spec.num_kv_heads, spec.head_dim, kept) for spec in specs]
+        if not self.streaming:
+            return every
         return [
-            replace(each, bounded=heads, reach=self.reach) if heads else each
-            for each, heads in zip(every, self._streams, strict=True)
+            replace(each, bounded=heads, reach=self.reach) for each, heads in zip(every, self._streams, strict=True)
         ]
 
     def select(self, spec: AttentionSpec, q: Tensor, keys: Tensor, layout: RaggedLayout) -> AnySelection | None:

@@ -48,7 +48,9 @@ class MInference(Selector):
     """Attention over a long prompt is sparse, and the shape of the sparsity is stable per head while its exact places
     change with the prompt. An offline search gives each head one of three patterns: first and recent tokens (A-shape),
     vertical and slash lines, or blocks. At run time a small estimate finds the places for this prompt. A sparse kernel
-    then computes only those, which shortens the time to the first token. Layers with a sliding window are left alone.
+    then computes only those, which shortens the time to the first token.
+
+    Layers with a sliding window are left alone.
 
     Args:
         pattern: a file that `headstart calibrate minference` wrote for this model; or one pattern for all heads
