@@ -28,7 +28,7 @@ from headstart.engine.request import Request, Sequence
 from headstart.engine.rows import HiddenRows
 from headstart.engine.runner import Runner, by_prefill
 from headstart.engine.sampler import Sampled, Sampler
-from headstart.engine.seams import KVLayout, KVStore, LinearOp, Verifier
+from headstart.engine.seams import KVLayout, KVStore, LinearOp, Piece, Verifier
 from headstart.engine.speculation import Speculation
 from headstart.engine.stack import Stack
 from headstart.engine.stacks import Stacks
@@ -189,6 +189,11 @@ class Engine:
                 fit.
         """
         return self.preparation.request(request_id, prompt, params, cache_salt, arrival_time, use)
+
+    def arrange(self, job: Seq[Piece]) -> list[int]:
+        """Announce a job whose requests are all known: the order in which the scheduler wants them submitted."""
+        self.group.tell("arrange", job)
+        return self.stack.scheduler.arrange(job)
 
     def submit(self, request: Request) -> None:
         """Put a prepared request in the waiting line.

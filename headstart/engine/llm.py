@@ -219,7 +219,7 @@ class LLM:
     def _arranged(self, requests: Sequence[Request]) -> list[int]:
         """The order in which the scheduler wants them, now that all are known."""
         job = [Piece(request.request_id, request.prompt_ids, request.max_tokens) for request in requests]
-        return self.engine.stack.scheduler.arrange(job)
+        return self.engine.arrange(job)
 
     def _submit(self, request: Request) -> None:
         self._arrived[request.request_id] = deque()

@@ -257,6 +257,8 @@ class Follower(Group):
             match kind:
                 case "step":
                     engine.step()
+                case "arrange":
+                    engine.arrange(*content)
                 case "submit":
                     engine.submit(engine.preparation.completed(*content))
                 case "abort":

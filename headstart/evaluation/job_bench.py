@@ -156,7 +156,7 @@ def run_job(checkpoint: Checkpoint, ask: OwnAsk, side: JobSide, job: Job, settin
     ]
     began = time.perf_counter()
     pieces = [Piece(each.request_id, each.prompt_ids, each.max_tokens) for each in requests]
-    order = list(engine.stack.scheduler.arrange(pieces))
+    order = engine.arrange(pieces)
     if side.in_order:
         order.sort(key=lambda place: job.prompts[place])
     for place in order:

@@ -44,7 +44,7 @@ class JobEngine(AsyncEngine):
         await self._all_here.wait()
         held, self._held = self._held or [], None
         job = [Piece(each.request_id, _ids(each), each.params.max_tokens) for each in held]
-        for place in await self.call("stack.scheduler.arrange", job):
+        for place in await self.call("arrange", job):
             super()._submit(held[place])
 
     def _submit(self, submission: Submission) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from headstart.engine.batch import TokenBatch
 from headstart.engine.graphs import StepGraphs, graph_sizes
+from headstart.engine.seams import PagedAttention
 from headstart.ops.attention import RaggedLayout, paged_attention_reference
 
 PAGE, HEADS, KV_HEADS, DIM, MAX_SEQS, MAX_PAGES = 4, 4, 2, 8, 12, 8
@@ -108,3 +109,38 @@ def test_sizes_waste_little():
         sizes = graph_sizes(most)
         assert sizes == sorted(set(sizes)) and sizes[-1] == most
         assert all(high <= max(8, 1.25 * low) + 8 for low, high in pairwise(sizes))
+
+
+class TwoForms(PagedAttention):
+    """Steps of an even number of sequences in one form, the others in another; notes what it is told."""
+
+    forms = 2
+
+    def __init__(self):
+        self.held, self.filled = [], []
+
+    def hold(self, layout, form):
+        self.held.append((layout, form))
+
+    def form_of(self, layout):
+        return len(layout.query_lengths) % 2
+
+    def refill(self, captured, layout):
+        self.filled.append((captured, layout))
+
+
+def test_forms_of_the_attention():
+    """Each size is captured in each form, the largest first; a step replays its own once the buffers are filled."""
+    attention, network = TwoForms(), Network(0)
+    graphs = StepGraphs(network, MAX_SEQS, MAX_PAGES, PAGE, torch.device("cpu"), True, again, attention)
+    graphs.kinds = [kind for kind in graphs.kinds if kind[0] <= 32]
+    graphs.capture()
+    sizes = [layout.num_rows for layout, _ in attention.held]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [form for _, form in attention.held] == [0, 1] * (len(sizes) // 2)
+    for count in (2, 3, 4):
+        batch = step([(1, 3)] * count, count, "all")
+        torch.testing.assert_close(graphs.run(batch), Network(0)(batch), atol=2e-5, rtol=2e-5)
+        captured, layout = attention.filled[-1]
+        assert layout is batch.layout and captured.num_rows >= count
+        assert (captured, count % 2) in [(held, form) for held, form in attention.held]

@@ -163,6 +163,21 @@ def test_prompts_that_share_nothing(stories):
     assert stats.prefill_tokens == sum(map(len, prompts))
 
 
+def test_two_ranks_plan_alike(stories, plain):
+    """Every rank is told of the job, and plans the same steps; decodes share prefixes there as well."""
+    prompts = made_job(random.Random(4), documents=2, each=3)
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    want = [output.outputs[0].token_ids for output in plain.generate(list(prompts), params)]
+    use = [BatchLLM(), "hydragen:threshold=1,part=0"]
+    llm = LLM(stories, dtype="float32", device="cpu", use=use, tensor_parallel_size=2, **TINY)
+    try:
+        outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
+    finally:
+        llm.close()
+    assert [output.outputs[0].token_ids for output in outputs] == want
+    assert llm.engine.stats().methods["hydragen"]["shared_steps"] > 0
+
+
 @pytest.mark.parametrize("options", [{"memory": 0.0}, {"memory": 1.5}, {"memory": float("nan")}, {"output": 0}])
 def test_options_out_of_range(options):
     """They are refused in a sentence."""
