@@ -187,6 +187,6 @@ def _show(cases: Sequence[Case], told: Sequence[dict[str, Any]], out: Console, d
     out.print()
     out.print(table)
     out.print(
-        "full prefill and prefix cache are exact, ape and cacheblend are not; measure: headstart bench method ape",
+        "The first two are exact, ape and cacheblend are not. To measure: headstart bench method cacheblend",
         style="dim",
     )

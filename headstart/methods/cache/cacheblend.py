@@ -56,7 +56,7 @@ def affordable(load_seconds: float, layer_seconds: float, least: float = LEAST) 
         Yi-34B and Llama-70B on A40 GPUs, 6 chunks of 512 tokens, caches on NVMe""",
         source="abstract and paper",
     ),
-    composes="Any scheduler that leaves prompts whole, lower tiers of the cache (option --kv-tier), decode attention.",
+    composes="Any scheduler that leaves prompts whole, lower tiers of the cache.",
     conflicts="""`ape` (the other cure for the same problem), other methods that decide how a prompt is read, the cache
     of prefixes (blended prompts are not shared, their chunks are).""",
 )
@@ -64,7 +64,9 @@ class CacheBlend(EveryLayer):
     """Reuses the stored keys and values of text chunks wherever they stand in a new prompt, not only as its prefix.
     Keys are rotated to their new positions. Layer by layer the roughly 15 percent of the tokens whose values deviate
     most are then computed anew, which restores attention between chunks. Meanwhile the next layer is loaded, so that
-    slower and larger storage becomes usable; a chunk that nobody has stored is read by itself first, and stored.
+    slower and larger storage becomes usable.
+
+    A chunk that nobody has stored is read by itself first, and stored.
 
     Args:
         ratio: share of the chunks' tokens that is computed anew: 1 is a full prefill, 0 plain reuse. By default 0.15

@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,13 +17,17 @@ from headstart.engine.chunk_prefill import read_alone
 from headstart.engine.request import Sequence
 from headstart.engine.seams import EveryLayer, StepAttend
 from headstart.errors import MethodError
+from headstart.methods.prefill.ape_numbers import attend_weighed, read_numbers, search
 from headstart.methods.registry import Claim, Paper, method
 from headstart.models.decoder import AttentionSpec, Decoder
-from headstart.ops.attention import attention_among, attention_to_all, merge_attention
 
 if TYPE_CHECKING:
     from headstart.checkpoints.tokenizer import Tokenizer
     from headstart.evaluation.method_bench_spec import MethodBench
+
+
+DEMO = (0.9, 0.9)
+"""Temperature and scale of the official demo."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Places:
         speed on an H100 with Llama-3.1-8B, question and answer of 256 tokens""",
         source="abstract and the paper's section on efficiency",
     ),
-    composes="Any scheduler that leaves prompts whole, lower tiers of the cache (the option --kv-tier).",
+    composes="Any scheduler that leaves prompts whole, lower tiers of the cache.",
     conflicts="""`cacheblend` (the other cure for the same problem), models with sliding windows or capped scores,
     methods that attend in another way, which do not run where there are contexts; the cache of prefixes.""",
 )
@@ -98,23 +103,35 @@ class APE(EveryLayer):
     total weight. Stored contexts are found again, so that a request pays for its question only.
 
     Args:
-        temperature: of the contexts' scores, above 0 and at most 1 (the official demo: 0.9).
-        scale: of the contexts' logarithmic weight, from 0 to 1 (the official demo: 0.9).
+        temperature: of the contexts' scores, above 0 and at most 1; by default that of `numbers`, or 0.9 as in the
+            official demo.
+        scale: of the contexts' logarithmic weight, from 0 to 1; by default as above.
+        numbers: a file with both that `headstart calibrate ape MODEL FILE` made for the model.
         mark: where a request names no chunks, the regular expression of a line that begins a document; auto takes lines
             such as `Document 3:` or `<document id="7">`, and none the whole prompt but its last token.
         chunk: tokens of a chunk that nobody named; longer ones are cut (ours: 512).
     """
 
     def __init__(
-        self, temperature: float = 0.9, scale: float = 0.9, mark: str | None = "auto", chunk: int = 512
+        self,
+        temperature: float | None = None,
+        scale: float | None = None,
+        numbers: str | None = None,
+        mark: str | None = "auto",
+        chunk: int = 512,
     ) -> None:
-        if not 0 < temperature <= 1:
-            raise MethodError(f"ape: temperature must be above 0 and at most 1, not {temperature}")
-        if not 0 <= scale <= 1:
-            raise MethodError(f"ape: scale must be from 0 to 1, not {scale}")
+        found = DEMO if numbers is None else read_numbers(Path(numbers))
+        self._numbers = tuple(
+            default if given is None else given for given, default in zip((temperature, scale), found, strict=True)
+        )
+        if not 0 < self._numbers[0] <= 1:
+            raise MethodError(f"ape: temperature must be above 0 and at most 1, not {self._numbers[0]}")
+        if not 0 <= self._numbers[1] <= 1:
+            raise MethodError(f"ape: scale must be from 0 to 1, not {self._numbers[1]}")
         if chunk < 1:
             raise MethodError(f"ape: chunk must be at least 1, not {chunk}")
-        self.temperature, self.scale, self.mark, self.chunk = temperature, scale, mark, chunk
+        self.temperature, self.scale, self.numbers = temperature, scale, numbers
+        self.mark, self.chunk = mark, chunk
         self._pattern = None if mark is None else pattern(mark, "ape")
         self.library = ChunkLibrary()
 
@@ -127,6 +144,15 @@ class APE(EveryLayer):
         from headstart.evaluation.method_bench_spec import MethodBench, Own
 
         return MethodBench((), (Own("headstart.evaluation.reuse_bench"),), ("TTFT",))
+
+    def calibrate(self, checkpoint: Checkpoint, tokens: list[int]) -> dict[str, float]:
+        """Search both numbers on a text: the content of a file for `numbers`."""
+        self.start(checkpoint)
+        return search(checkpoint, tokens)
+
+    def identity(self) -> str:
+        """Both numbers, wherever they come from."""
+        return repr(self._numbers)
 
     def start(self, checkpoint: Checkpoint) -> None:
         """Refuse models in which the contexts' weight means something else."""
@@ -174,7 +200,7 @@ class APE(EveryLayer):
         x = decoder.embed(batch.token_ids[mine])
         positions, lengths = zip(*(each.rows(own) for each, own in zip(places, rows, strict=True)), strict=True)
         rotary = decoder.rope_rows(torch.cat(positions), torch.cat(lengths))
-        merged = _Merged(attend, places, rows, self.temperature, self.scale)
+        merged = _Merged(attend, places, rows, *self._numbers)
         for kind, layer in zip(decoder.config.layer_kinds, decoder.layers, strict=True):
             x = layer(x, rotary[kind], merged)
         return decoder.norm(x.index_select(0, torch.searchsorted(mine, batch.logit_rows)))
@@ -239,6 +265,5 @@ class _Merged:
         def kept(among: object) -> LayerKeys:
             return among.keys_of(spec, s), among.values_of(spec, s)  # type: ignore[attr-defined]
 
-        out, lse = attention_to_all(q, *kept(self._contexts), spec.scale / self.temperature)
-        rest = attention_among(q, *kept(self._others), self.rows[s], self._others.keys[s], scale=spec.scale)
-        return merge_attention(out, lse * (self.scale * self.temperature), *rest)[0]
+        parts = kept(self._contexts), kept(self._others)
+        return attend_weighed(spec, q, *parts, self.rows[s], self._others.keys[s], self.temperature, self.scale)

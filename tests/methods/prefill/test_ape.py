@@ -1,6 +1,7 @@
 """APE: the rule written out row by row, its invariants, what it reuses, and what is refused."""
 
 import itertools
+import json
 import math
 from typing import Any
 
@@ -156,6 +157,24 @@ def test_a_context_that_takes_the_whole_prompt_leaves_its_last_token() -> None:
         (answer,) = serve(engine_with(APE(temperature=1, scale=1)), [{"prompt_token_ids": ids, "chunks": spans}], ASKED)
         assert all(map(math.isfinite, answer.logprobs))
     assert_same([answer], [plain({"prompt_token_ids": ids})], "one context and a token")
+
+
+def test_calibration_finds_numbers_that_are_no_worse(tmp_path: Any) -> None:
+    """The untuned pair is in the grid, and the file is what the option reads."""
+    found = APE().calibrate(CHECKPOINT, models.ids(600))
+    assert found["loss"] <= found["loss_untuned"]
+    path = tmp_path / "numbers.json"
+    path.write_text(json.dumps(found))
+    prompt, continuation = prompt_of(CONTEXTS), models.ids(3, seed=9)
+    want = by_the_rule(prompt, continuation, found["temperature"], found["scale"])
+    got = logits(engine_with(APE(numbers=str(path))), prompt, continuation)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+    path.write_text("{}")
+    for wrong, said in ((path, "it holds no temperature and scale"), (tmp_path / "none", "No such file")):
+        with pytest.raises(MethodError, match=f"{said}.*; `headstart calibrate ape MODEL"):
+            APE(numbers=str(wrong))
+    with pytest.raises(MethodError, match="a calibration text of 9 tokens is too short"):
+        APE().calibrate(CHECKPOINT, models.ids(9))
 
 
 def test_models_with_windows_are_refused() -> None:
