@@ -17,7 +17,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from headstart.engine.cache import Lease, PagedKVStore
+from headstart.engine.cache import PagedKVStore
+from headstart.engine.lease import Lease
 from headstart.engine.request import Sequence as Output
 from headstart.engine.seams import LayerKV
 from headstart.errors import HeadstartError

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.engine.cache import Lease, PagedKVStore
+from headstart.engine.cache import PagedKVStore
+from headstart.engine.lease import Lease
 from headstart.engine.radix import Tokens
 from headstart.engine.seams import KVStore
 from headstart.engine.tiers import Tiers, page_keys, root_key

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from headstart.engine.batch import Allotment
-from headstart.engine.cache import Lease
+from headstart.engine.lease import Lease
 from headstart.engine.request import Sequence
 from headstart.engine.seams import KVStore
 from headstart.engine.swap import Swap

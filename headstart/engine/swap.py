@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
-from headstart.engine.cache import Lease, PagedKVStore
+from headstart.engine.cache import PagedKVStore
+from headstart.engine.lease import Lease
 from headstart.engine.request import Sequence
 from headstart.engine.seams import KVStore
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from headstart.engine.batch import TokenBatch
-from headstart.engine.cache import Lease, PagedKVStore
+from headstart.engine.cache import PagedKVStore
+from headstart.engine.lease import Lease
 from headstart.engine.planner import StepPlanner
 from headstart.engine.request import Sequence
 from headstart.engine.sampler import uniform
