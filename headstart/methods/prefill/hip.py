@@ -74,8 +74,8 @@ class HiP(Selector):
         stride: every so many rows of a block of queries are asked (official code: 2).
         sink: first keys that are always looked at (official code: 16).
         window: newest keys that are always looked at (official code: 256).
-        refresh: a decode searches at every so many places, and reuses what was found between (official code: 8; ours:
-            1, since what is copied from the context moves on by a key with each token, and reuse loses it).
+        refresh: a decode searches at every so many places, and reuses what was found between (official code: 8;
+            ours: 1, since what is copied from the context moves on by a key with each token, and reuse loses it).
         dense_layers: first layers that look at everything (reproduction scripts: 3 or 4).
         representative: the key block that stands for a region: its first, or its center (official code).
         min_context: tokens of context below which attention is dense; by default what the card says.
