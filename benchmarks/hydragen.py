@@ -215,7 +215,7 @@ def steps(notes: Notes, checkpoint: Checkpoint, args: argparse.Namespace) -> Non
             if (SHARED, prefix) in found and (other, prefix) in found:
                 notes.ratio(found[SHARED, prefix], found[other, prefix], target)
     ends = [found.get((SHARED, prefix)) for prefix in (min(args.prefix), max(args.prefix))]
-    if ends[0] is not None and ends[1] is not None:
+    if ends[0] is not None and ends[1] is not None and ends[0] is not ends[1]:
         loss = 1 - ends[1].median / ends[0].median
         notes.notes.append(
             f"from a shared prefix of {min(args.prefix):,} to one of {max(args.prefix):,} hydragen's throughput falls "
