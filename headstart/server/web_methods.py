@@ -59,6 +59,8 @@ def _entry(entry: LedgerEntry, headline: Sequence[str]) -> dict[str, Any]:
     found = findings(entry, headline)
     brief = tables(entry, brief=True)
     shown = {line[0] for table in brief for line in table.rows}
+    lines = _lines(entry.rows, entry.crossovers)
+    drawn = {line["metric"] for line in lines}
     return {
         "model": entry.model,
         "machine": machine_name(entry),
@@ -70,8 +72,9 @@ def _entry(entry: LedgerEntry, headline: Sequence[str]) -> dict[str, Any]:
         "findings": found,
         "notes": [note for note in entry.notes if note not in found],
         "tables": [vars(table) for table in brief],
-        "lines": _lines(entry.rows, entry.crossovers),
-        "ranges": _ranges(row for row in entry.rows if row.metric is None and row.name in shown),
+        "lines": lines,
+        # What was measured at one length only makes no line.
+        "ranges": _ranges(row for row in entry.rows if row.metric not in drawn and row.name in shown),
     }
 
 

@@ -175,9 +175,13 @@ def test_numbers_and_given_options() -> None:
     assert given(a=None, b=[], c=[1], d=0) == {"c": (1,), "d": 0}
 
 
+def _engine_entry() -> Path:
+    """The committed entry of `headstart bench engine` as it is without options."""
+    return next(path for path in COMMITTED.glob("engine-*.json") if json.loads(path.read_text())["key"] == "engine")
+
+
 def test_ledger_check_and_show(headstart: Callable, tmp_path: Path) -> None:
-    for path in COMMITTED.glob("engine-*.json"):
-        shutil.copy(path, tmp_path)
+    shutil.copy(_engine_entry(), tmp_path)
     checked = headstart("ledger", "check", str(tmp_path), "--json")
     assert checked.code == 0 and checked.json["refused"] == []
     assert [(entry["key"], entry["stale"]) for entry in checked.json["entries"]] == [("engine", False)]
@@ -191,7 +195,7 @@ def test_ledger_check_and_show(headstart: Callable, tmp_path: Path) -> None:
 
 
 def test_ledger_check_names_what_is_stale_or_refused(headstart: Callable, tmp_path: Path) -> None:
-    path = next(COMMITTED.glob("engine-*.json"))
+    path = _engine_entry()
     source = "headstart/methods/schedule/sarathi_serve.py"
     content = json.loads(path.read_text()) | {"kind": "method", "key": "sarathi-serve", "sources": {source: "0" * 16}}
     (tmp_path / path.name.replace("engine", "sarathi-serve", 1)).write_text(json.dumps(content))
