@@ -15,7 +15,7 @@ import torch
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.checkpoints.writer import save_checkpoint
-from headstart.methods.cache.lserve.heads import model_fields
+from headstart.methods.cache.lserve.heads import FILE
 from headstart.methods.registry import MethodCard
 from headstart.models.decoder import AttentionSpec
 
@@ -56,9 +56,8 @@ def write_heads(checkpoint: Checkpoint, directory: Path) -> str:
     """Heads that lose the less, the higher their number."""
     config = checkpoint.config
     losses = [[1.0 / (1 + head + layer) for head in range(config.num_kv_heads)] for layer in range(config.num_layers)]
-    content = {"format": "headstart lserve 1", "model": model_fields(config), "losses": losses}
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "heads.json").write_text(json.dumps(content))
+    (directory / "heads.json").write_text(json.dumps(FILE.content(config, losses=losses)))
     return f"heads={directory / 'heads.json'}"
 
 

@@ -206,12 +206,13 @@ class KVStore(Seam, ABC):
         return False
 
     def within(self, layout: "RaggedLayout") -> "RaggedLayout":
-        """The same rows over what bounded heads keep: causality alone tells what each sees there."""
-        raise NotImplementedError
+        """The same rows over what bounded heads keep: causality alone tells what each sees there. Asked only where
+        some head is bounded, as the next is."""
+        raise NotImplementedError(f"{type(self).__name__} bounds no heads")
 
     def write_bounded(self, index: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Put the bounded heads' part of a layer's `k, v [T, Hkv, D]` at `slots [T]` of the layout within."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} bounds no heads")
 
     def bring_up(self, namespace: str | None, tokens: list[int]) -> bool:
         """Make ready for `open` what lies further away of a prefix of `tokens`, as far as a step may wait for it.

@@ -1,6 +1,5 @@
 """Which KV heads stream and which retrieve, and the calibration that tells them apart."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,15 @@ from torch import Tensor
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.errors import MethodError
+from headstart.methods.model_file import ModelFile
 from headstart.models.config import ModelConfig
 from headstart.models.decoder import AttentionSpec
 from headstart.ops.attention.reach import Reach
 from headstart.ops.packed_attention import PackedMask, Segments, packed_attention
 
-_FORMAT = "headstart lserve 1"
-_FIELDS = ("num_layers", "num_heads", "num_kv_heads", "head_dim")
+FILE = ModelFile("lserve", "heads")
 # The share of the text that is said again at its end.
 _REPEATED = 4
-
-
-def model_fields(config: ModelConfig) -> dict[str, int]:
-    """What a file of heads says of its model."""
-    return {name: getattr(config, name) for name in _FIELDS}
 
 
 def streaming_heads(scores: list[list[float]], share: float) -> list[tuple[int, ...]]:
@@ -38,26 +32,11 @@ def read_scores(path: Path, config: ModelConfig) -> list[list[float]]:
     Raises:
         MethodError: the file cannot be read, or is of another model.
     """
-    make = f"`headstart calibrate lserve MODEL {path}` makes it"
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON"
-        raise MethodError(f"lserve: the file of heads {path} cannot be read ({reason}); {make}") from None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise MethodError(f"lserve: {path} is no file of heads; {make}")
-    model: Any = content.get("model")
-    for name, own in model_fields(config).items():
-        other = model.get(name) if isinstance(model, dict) else None
-        if other != own:
-            raise MethodError(
-                f"lserve: {path} is of another model: its {name} is {other}, and this model's is {own}; {make}"
-            )
-    scores: Any = content.get("losses")
+    scores: Any = FILE.read(path, config).get("losses")
     shape = [len(heads) if isinstance(heads, list) else 0 for heads in scores] if isinstance(scores, list) else []
     whole = shape == [config.num_kv_heads] * config.num_layers
     if not whole or not all(isinstance(score, int | float) for heads in scores for score in heads):
-        raise MethodError(f"lserve: the heads of {path} are damaged; {make}")
+        raise FILE.damaged(path)
     return scores
 
 
@@ -97,13 +76,8 @@ def calibrate(checkpoint: Checkpoint, tokens: list[int], reach: Reach) -> dict[s
     ids = torch.tensor([*tokens, *tokens[:repeated]], device=device)
     places = torch.arange(length, device=device)
     decoder(ids, places, watcher, torch.full_like(places, length))
-    return {
-        "format": _FORMAT,
-        "model": model_fields(checkpoint.config),
-        "text_tokens": len(tokens),
-        "reach": vars(reach),
-        "losses": watcher.losses,
-    }
+    about = {"text_tokens": len(tokens), "reach": vars(reach)}
+    return FILE.content(checkpoint.config, **about, losses=watcher.losses)
 
 
 class _Watcher:

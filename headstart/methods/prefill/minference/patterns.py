@@ -1,6 +1,5 @@
 """The pattern of each head, and the file that keeps them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +9,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from headstart.errors import MethodError
+from headstart.methods.model_file import ModelFile
 from headstart.models.config import ModelConfig
 
 Kind = Literal["a-shape", "vertical-slash", "block-sparse"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_FORMAT = "headstart minference 1"
-_FIELDS = ("num_layers", "num_heads", "num_kv_heads", "head_dim")
+_FILE = ModelFile("minference", "patterns")
 
 
 @dataclass(frozen=True)
@@ -84,15 +82,10 @@ class LayerPatterns:
         )
 
 
-def model_fields(config: ModelConfig) -> dict[str, int]:
-    """What a file of patterns says of its model."""
-    return {name: getattr(config, name) for name in _FIELDS}
-
-
 def as_json(config: ModelConfig, layers: Sequence[Sequence[Pattern]], **about: Any) -> dict[str, Any]:
     """The content of a file."""
     patterns = [[[p.kind, p.columns, p.distances] for p in layer] for layer in layers]
-    return {"format": _FORMAT, "model": model_fields(config), **about, "patterns": patterns}
+    return _FILE.content(config, **about, patterns=patterns)
 
 
 def read_patterns(path: Path, config: ModelConfig) -> list[list[Pattern]]:
@@ -101,28 +94,15 @@ def read_patterns(path: Path, config: ModelConfig) -> list[list[Pattern]]:
     Raises:
         MethodError: the file cannot be read, or is of another model.
     """
-    make = f"`headstart calibrate minference MODEL {path}` makes it"
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON"
-        raise MethodError(f"minference: the pattern file {path} cannot be read ({reason}); {make}") from None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise MethodError(f"minference: {path} is no file of patterns; {make}")
-    for name, own in model_fields(config).items():
-        other = content.get("model", {}).get(name)
-        if other != own:
-            raise MethodError(
-                f"minference: {path} is of another model: its {name} is {other}, and this model's is {own}; {make}"
-            )
+    content = _FILE.read(path, config)
     try:
         layers = [
             [Pattern(kind, int(first), int(second)) for kind, first, second in heads] for heads in content["patterns"]
         ]
     except (KeyError, TypeError, ValueError):
-        raise MethodError(f"minference: the patterns of {path} are damaged; {make}") from None
+        raise _FILE.damaged(path) from None
     whole = [len(heads) for heads in layers] == [config.num_heads] * config.num_layers
     good = all(p.kind in KINDS and p.columns >= 0 and p.distances >= 1 for heads in layers for p in heads)
     if not whole or not good:
-        raise MethodError(f"minference: the patterns of {path} are damaged; {make}")
+        raise _FILE.damaged(path)
     return layers

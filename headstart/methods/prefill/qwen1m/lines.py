@@ -1,6 +1,5 @@
 """Vertical and slash lines of a prompt in whole blocks: the estimate, the budgets of each head, their refinement."""
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from headstart.checkpoints.reader import Checkpoint
 from headstart.errors import MethodError
+from headstart.methods.model_file import ModelFile
 from headstart.models.config import ModelConfig
 from headstart.models.decoder import AttentionSpec
 from headstart.ops.attention import KeyBlocks, RaggedLayout, paged_attention
@@ -22,8 +22,7 @@ Turned = Callable[[Tensor, int], Tensor]
 """Keys `[N, Hkv, D]` of a sequence and their number → the keys as the estimate from its last rows is to meet them."""
 Budgets = list[list[tuple[int, int]]]
 """Per layer and query head: keys of vertical lines, and distances of slashes."""
-_FORMAT = "headstart qwen2.5-1m 1"
-_FIELDS = ("num_layers", "num_heads", "num_kv_heads", "head_dim")
+_FILE = ModelFile(KEY, "budgets")
 _PAGE = 64
 _ROWS = 64
 # Pairs of blocks that are looked at together.
@@ -134,38 +133,19 @@ def _best(scores: Tensor, budgets: Tensor, sure: int) -> Tensor:
     return chosen.scatter_(1, order, kept)
 
 
-def model_fields(config: ModelConfig) -> dict[str, int]:
-    """What a file of budgets says of its model."""
-    return {name: getattr(config, name) for name in _FIELDS}
-
-
 def read_budgets(path: Path, config: ModelConfig) -> Budgets:
     """Of a file that `headstart calibrate` wrote.
 
     Raises:
         MethodError: the file cannot be read, or is of another model.
     """
-    make = f"`headstart calibrate {KEY} MODEL {path}` makes it"
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON"
-        raise MethodError(f"{KEY}: the file of budgets {path} cannot be read ({reason}); {make}") from None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise MethodError(f"{KEY}: {path} is no file of budgets; {make}")
-    model: Any = content.get("model")
-    for name, own in model_fields(config).items():
-        other = model.get(name) if isinstance(model, dict) else None
-        if other != own:
-            raise MethodError(
-                f"{KEY}: {path} is of another model: its {name} is {other}, and this model's is {own}; {make}"
-            )
+    content = _FILE.read(path, config)
     try:
         budgets = [[(int(vertical), int(slash)) for vertical, slash in heads] for heads in content["budgets"]]
     except (KeyError, TypeError, ValueError):
         budgets = []
     if [len(heads) for heads in budgets] != [config.num_heads] * config.num_layers:
-        raise MethodError(f"{KEY}: the budgets of {path} are damaged; {make}")
+        raise _FILE.damaged(path)
     return budgets
 
 
@@ -202,13 +182,8 @@ def refine(
     watcher = _Watcher(length, estimate, (vertical, slash), recall, device)
     places = torch.arange(length, device=device)
     checkpoint.decoder(torch.tensor(tokens, device=device), places, watcher, torch.full_like(places, length))
-    return {
-        "format": _FORMAT,
-        "model": model_fields(checkpoint.config),
-        "text_tokens": length,
-        "recall": watcher.recalls,
-        "budgets": watcher.budgets,
-    }
+    found = {"text_tokens": length, "recall": watcher.recalls, "budgets": watcher.budgets}
+    return _FILE.content(checkpoint.config, **found)
 
 
 class _Watcher:
