@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from headstart.ops.attention.kernel import attention_kernel, merge_kernel
+from headstart.ops.attention.kernel import attention_kernel
+from headstart.ops.attention.kernel_merge import merge_kernel
 from headstart.ops.attention.layout import PagedIndex
 from headstart.ops.attention.reference import TREE_ROWS
 from headstart.ops.attention.selection import KeyBlocks

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.ops.attention.kernel import merge_rows_kernel
+from headstart.ops.attention.kernel_merge import merge_rows_kernel
 from headstart.ops.attention.launch import empty_like, power_of_2
 from headstart.ops.attention.layout import RaggedLayout
 
