@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 import urllib.request
@@ -258,15 +259,18 @@ def server() -> Iterator[str]:
         port = probe.getsockname()[1]
     (allowing,) = (shown for page in PAGES for shown in commands(page) if "--allow-use" in shown.words)
     command = ["serve", str(default_checkpoint_path()), "--port", str(port), *allowing.words[3:]]
-    with subprocess.Popen(
-        [sys.executable, "-m", "headstart.cli.main", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "headstart.cli.main", *command], stdout=subprocess.DEVNULL, stderr=log
+        ) as process,
+    ):
         address = f"http://127.0.0.1:{port}"
         try:
             while True:
                 if process.poll() is not None:
-                    assert process.stderr is not None
-                    pytest.fail(f"headstart serve ended: {process.stderr.read().decode()}")
+                    log.seek(0)
+                    pytest.fail(f"headstart serve ended: {log.read().decode()}")
                 with contextlib.suppress(URLError, ConnectionError):
                     urllib.request.urlopen(f"{address}/health").close()
                     break
