@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headstart.checkpoints.reader import Checkpoint, load_checkpoint, refuse_without_method
 from headstart.checkpoints.token_texts import TokenTexts
+from headstart.engine.answers import Answers
 from headstart.engine.args import EngineArgs
 from headstart.engine.batch import Allotment, TokenBatch
 from headstart.engine.draws import Draws
@@ -134,6 +135,9 @@ class Engine:
         # Requests whose tokens could not be taken, where somebody ends them; otherwise the step raises.
         self.failures: list[tuple[str, Exception]] | None = None
         self.watch = Watch(self.planner, self.store, self.requests, self.stack.methods)
+        self.answers = Answers(
+            self.requests, self.planner, self.sampler, self._speculation, self.store, self.watch, self.eos_ids
+        )
         self._bind_weights(decoder)
         if device.type == "cpu" and decoder.dtype in (torch.bfloat16, torch.float16):
             widening_pays_from(decoder.dtype)  # measured now, not within somebody's first request
@@ -147,7 +151,6 @@ class Engine:
             if drafter is not None:
                 drafter.capture(args.max_num_seqs, self.max_model_len)
         self._random = np.random.default_rng(args.seed)
-        self._finished: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
 
     @property
@@ -216,7 +219,7 @@ class Engine:
 
     def take_over(self, sequence: Sequence, token: int, logprobs: dict[int, Logprob] | None) -> None:
         """Add a token that another engine has drawn for a sequence that does not run yet."""
-        self._append(sequence, Sampled(token, logprobs))
+        self.answers.append(sequence, Sampled(token, logprobs))
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request wherever it stands and free its pages; None if there is no such request."""
@@ -226,8 +229,8 @@ class Engine:
         self.group.tell("abort", request_id)
         for sequence in request.sequences:
             if not sequence.finished:
-                self._finish(sequence, "abort")
-        self._retire(request)
+                self.answers.finish(sequence, "abort")
+        self.answers.retire(request)
         return render(request)
 
     def step(self) -> list[RequestOutput]:
@@ -317,12 +320,12 @@ class Engine:
             sequence.lease.commit(sequence.tokens, sequence.stack.num_shareable(sequence))
             sequence.lease.advance(sequence.num_computed)
             if sequence.request.pooler is not None and not sequence.num_uncomputed:
-                self._finish(sequence, "stop")
+                self.answers.finish(sequence, "stop")
                 touched[sequence.request.request_id] = sequence.request
-        said = self._totals["generation"]
+        said = self.answers.num_tokens
         for sequence, drawn in self.draws.read(step):
             try:
-                self._append(sequence, drawn)
+                self.answers.append(sequence, drawn)
             except Exception as error:
                 if self.failures is None:
                     raise
@@ -332,11 +335,11 @@ class Engine:
         for allotment in allotments:
             self._drop_keys(allotment.sequence)
         if self._speculation is not None:
-            self._speculation.end(self._totals["generation"] - said)
+            self._speculation.end(self.answers.num_tokens - said)
         self.watch.ran(step.planned)
         if self._swap is not None and step.planned.prefill > step.planned.decode:
             self._swap.read(step.planned.prefill, self.watch.last_seconds)
-        return [output for request in touched.values() if (output := self._report(request)) is not None]
+        return [output for request in touched.values() if (output := self.answers.report(request)) is not None]
 
     def stats(self) -> EngineStats:
         """The counters now."""
@@ -347,13 +350,13 @@ class Engine:
             pages_free=self.store.num_free,
             pages_cached=self.store.num_cached,
             prompt_tokens=self._totals["prompt"],
-            generation_tokens=self._totals["generation"],
+            generation_tokens=self.answers.num_tokens,
             queried_tokens=self._totals["queried"],
             cached_tokens=self._totals["cached"],
             preemptions=self.planner.num_preemptions,
             swaps=0 if self._swap is None else self._swap.count,
             steps=self._totals["steps"],
-            finished=dict(self._finished),
+            finished=dict(self.answers.finished),
             drafts={} if self._speculation is None else dict(self._speculation.counts),
             methods=self.stacks.counters(),
             prefill_tokens=self.watch.prefill_tokens,
@@ -391,79 +394,3 @@ class Engine:
                 self._totals["queried"] += sequence.num_prompt
                 self._totals["cached"] += request.num_cached
                 self._totals["prompt"] += sequence.num_prompt
-
-    def _append(self, sequence: Sequence, drawn: Sampled) -> None:
-        """Take a drawn token: text, grammar, log-probabilities, and whether the output ends with it."""
-        request, params = sequence.request, sequence.params
-        now = time.monotonic()
-        if not request.prompt_done:
-            request.prompt_done = True
-            self.planner.waiting.extendleft(reversed(request.sequences[1:]))
-        request.metrics.first_token_time = request.metrics.first_token_time or now
-        request.metrics.last_token_time = now
-        self._totals["generation"] += 1
-        sequence.tokens.append(drawn.token_id)
-        if drawn.logprobs is not None:
-            sequence.logprobs.append(drawn.logprobs)
-            sequence.cumulative_logprob += drawn.logprobs[drawn.token_id].logprob
-        self._end_if_due(sequence, drawn.token_id, params)
-
-    def _end_if_due(self, sequence: Sequence, token: int, params: SamplingParams) -> None:
-        early = sequence.num_output <= params.min_tokens
-        closed = False
-        if sequence.matcher is not None:
-            # Found out by the mask that this token was drawn with, in which the end may stand for want of another.
-            sequence.matcher.check()
-        if token in self.eos_ids and not early and not params.ignore_eos:
-            return self._finish(sequence, "stop")
-        if token in (params.stop_token_ids or ()) and not early:
-            if params.include_stop_str_in_output and sequence.detokenizer is not None:
-                sequence.detokenizer.add(token)
-            return self._finish(sequence, "stop", token)
-        if sequence.matcher is not None:
-            sequence.matcher.accept(token)
-            sequence.matcher.check()
-            closed = sequence.matcher.finished
-        if sequence.detokenizer is not None:
-            sequence.detokenizer.add(token)
-            if sequence.detokenizer.stopped_by is not None:
-                return self._finish(sequence, "stop", sequence.detokenizer.stopped_by)
-        if closed:
-            # The grammar is complete: nothing may follow but the end, whatever min_tokens or ignore_eos say.
-            return self._finish(sequence, "stop")
-        if sequence.num_output >= sequence.request.max_tokens:
-            return self._finish(sequence, "length")
-        return None
-
-    def _finish(self, sequence: Sequence, reason: str, stop_reason: str | int | None = None) -> None:
-        """End one output and free its pages."""
-        sequence.finish_reason, sequence.stop_reason = reason, stop_reason
-        if sequence.detokenizer is not None:
-            sequence.detokenizer.finish()
-            if reason != "abort" and sequence.detokenizer.stopped_by and sequence.stop_reason is None:
-                sequence.finish_reason, sequence.stop_reason = "stop", sequence.detokenizer.stopped_by
-        self.planner.release(sequence)
-        self.sampler.forget(sequence)
-        if self._speculation is not None:
-            self._speculation.forget(sequence)
-        self._finished[sequence.finish_reason] += 1
-
-    def _report(self, request: Request) -> RequestOutput | None:
-        if request.finished:
-            self._retire(request)
-        quiet = request.params.output_kind == "final" or request.params.generated > request.params.n
-        return None if quiet and not request.finished else render(request)
-
-    def _retire(self, request: Request) -> None:
-        request.metrics.finished_time = time.monotonic()
-        request.metrics.chunks = self.watch.chunks(request.request_id)
-        del self.requests[request.request_id]
-        if request.stack is not None:
-            request.stack.holders -= 1
-        if request.own_namespace and request.namespace is not None:
-            self.store.drop(request.namespace)
-
-
-def with_output_kind(params: SamplingParams, kind: Any) -> SamplingParams:
-    """The same parameters, reporting differently."""
-    return params if params.output_kind == kind else replace(params, output_kind=kind)

@@ -4,7 +4,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import count
 from typing import Any
 
@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from headstart.checkpoints.tokenizer import Tokenizer
 from headstart.engine.args import EngineArgs
-from headstart.engine.engine import with_output_kind
 from headstart.engine.intake import Prompt, encode_parts
 from headstart.engine.outputs import RequestOutput
 from headstart.engine.params import SamplingParams
@@ -102,7 +101,7 @@ class LLM:
             if not isinstance(params, SamplingParams):
                 raise InvalidRequestError(f"sampling_params must be SamplingParams, not {type(params).__name__}")
         requests = [
-            self.engine.prepare(str(next(self._ids)), prompt, with_output_kind(params, "final"), use=use)
+            self.engine.prepare(str(next(self._ids)), prompt, replace(params, output_kind="final"), use=use)
             for prompt, params in zip(many, each, strict=True)
         ]
         order = [request.request_id for request in requests]
@@ -171,7 +170,7 @@ class LLM:
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, use: Sequence[Any] | None = None
     ) -> Generator[RequestOutput, None, None]:
         """Complete one prompt piece by piece: each item's outputs hold only what is new; `use` as for `generate`."""
-        params = with_output_kind(sampling_params or self.default_sampling_params(), "delta")
+        params = replace(sampling_params or self.default_sampling_params(), output_kind="delta")
         request = self.engine.prepare(str(next(self._ids)), prompt, params, use=use)
         try:
             with self._lock:

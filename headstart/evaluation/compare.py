@@ -4,7 +4,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from headstart.engine.stack import Stack
@@ -72,9 +72,7 @@ def contenders(names: Sequence[str], *, least: int = 2) -> list[Contender]:
         contender = _contender(name)
         double = sum(other.label.split(" #")[0] == contender.label for other in found)
         # The same twice shows what noise alone does.
-        found.append(
-            Contender(f"{contender.label} #{double + 1}", contender.side, contender.use) if double else contender
-        )
+        found.append(replace(contender, label=f"{contender.label} #{double + 1}") if double else contender)
     return found
 
 

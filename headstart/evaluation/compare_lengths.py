@@ -41,11 +41,13 @@ class Contender:
         label: how rows name it.
         side: key of `headstart.evaluation.sides.SIDES`.
         use: methods of this engine, as `--use` takes them.
+        checkpoint: what it runs where that is not the model of the others, such as one that its method has trained.
     """
 
     label: str
     side: str = "headstart"
     use: tuple[str, ...] = ()
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class LengthsRun:
         pages = int(1.05 * max(-(-longest // _PAGE), requests * -(-(prompt + output) // _PAGE))) + 2
         for contender in self.contenders:
             self.reporter.say(f"loading {contender.label}")
-            checkpoint = self.subject.path
+            checkpoint = contender.checkpoint or self.subject.path
             if contender.side == "llama.cpp":
                 checkpoint = settings.gguf or self.subject.gguf(self.directory, self.subject.dtype)
             options = {"use": list(contender.use), "num_pages": pages} if contender.side == "headstart" else {}

@@ -181,7 +181,7 @@ class QualityRun:
             SideSettings(
                 side="headstart",
                 dtype=self.subject.dtype,
-                checkpoint=str(self.subject.path),
+                checkpoint=str(contender.checkpoint or self.subject.path),
                 threads=self.threads,
                 max_length=max(self.ask.lengths) + 1,
                 max_concurrent_length=max(self.ask.lengths) + 1,

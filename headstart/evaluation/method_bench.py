@@ -4,7 +4,6 @@ import importlib
 import json
 import platform
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import torch
 
 import headstart
+from headstart.checkpoints.default import embedded_checkpoints
 from headstart.evaluation import ledger
 from headstart.evaluation.compare_lengths import Contender, LengthsResult, LengthsRun, LengthsSettings
 from headstart.evaluation.compare_quality import QualityAsk, QualityRun, check_ask
-from headstart.evaluation.compare_rounds import INTERRUPTED, Reporter, duration
+from headstart.evaluation.compare_rounds import INTERRUPTED, Reporter
 from headstart.evaluation.compare_subject import Subject
 from headstart.evaluation.ledger import Crossover, LedgerEntry, Ratio, Row
 from headstart.evaluation.ledger_sources import source_digests
@@ -39,12 +39,10 @@ from headstart.evaluation.timeline import Timeline
 from headstart.methods import registry
 
 _OWN_VERSIONS = {"headstart": headstart.__version__, "torch": torch.__version__}
-# Three rounds show only large differences beyond noise; a training run costs too much for more.
-_ROUNDS, _SEEDS = 5, 3
+# Three show only large differences beyond noise.
+_ROUNDS = 5
 _QUALITY_LENGTHS = (512, 1024)
 _QUICK_LENGTHS = (64, 128, 256)
-# Enough for two phases, and text that is ready in a second; the figures mean nothing.
-_QUICK_RIG: dict[str, int] = {"steps": 20, "train_bytes": 60_000, "held_out_bytes": 4_000}
 
 
 @dataclass(frozen=True)
@@ -151,10 +149,14 @@ def run_method_bench(
         raise BenchmarkError(f"{card.key} is not measured under load, which is what a trace is for: leave out --trace")
     commit, dirty = ledger.code_version()
     sides = (" ".join(spec.baseline) or "exact", settings.use)
-    contenders = (Contender(sides[0], use=spec.baseline), Contender(sides[1], use=(settings.use,)))
+    own = spec.trained if settings.model is None and settings.shape is None else None
+    checkpoint = None if own is None else embedded_checkpoints()[own]
+    contenders = (Contender(sides[0], use=spec.baseline), Contender(sides[1], "headstart", (settings.use,), checkpoint))
     with tempfile.TemporaryDirectory(prefix="headstart-bench-") as directory:
         bench = _Bench(settings, spec, contenders, Path(directory), reporter, out)
         measured = bench.run(card)
+    if own is not None:
+        measured.notes.append(f"{sides[1]} runs {own}, which it made of the model that {sides[0]} runs")
     methods = [type(method), *(type(registry.build(use)) for use in spec.baseline)]
     entry = LedgerEntry(
         kind="method",
@@ -362,48 +364,13 @@ class _Bench:
         return tuple(min(length, subject.longest - 1) for length in asked)
 
     def _train(self, card: registry.MethodCard, measured: Measured) -> None:
-        """A training method on the rig."""
-        from headstart.evaluation.rig.bench import run_rig, run_rig_bench
+        # Training is heavy to import, and most benches need none.
+        from headstart.evaluation.method_bench_rig import train_on_rig
 
         settings = self.settings
-        make = getattr(card.implementation, "rig_bench", None)
-        if settings.quick and make is not None:
-            bench = make()
-            name, arm = next(iter(bench.arms.items()))
-            bench = replace(bench, arms={name: arm}, measure=None, metrics=(), comparisons=(), expectations=())
-            listener = _RigListener(self.reporter, 2)
-            result = run_rig(bench, (settings.seed,), listener, key=card.key, data=settings.data, **_QUICK_RIG)
-        else:
-            arms = 1 + len(make().arms) if make is not None else 0
-            count = settings.repeats or _SEEDS
-            listener = _RigListener(self.reporter, arms * count)
-            seeds = range(settings.seed, settings.seed + count)
-            result = run_rig_bench(card, tuple(seeds), listener, data=settings.data)
-        self.reporter.done()
+        result = train_on_rig(card, settings.seed, settings.repeats, settings.data, settings.quick, self.reporter)
         measured.rows += result.rows()
         measured.notes += result.sentences()
         measured.seeds = list(result.seeds)
         measured.versions |= _OWN_VERSIONS
         self.described[-1] |= dict(result.settings)
-
-
-class _RigListener:
-    """Hands the rig's lines to a reporter, and says after the first run how long the others will take."""
-
-    def __init__(self, reporter: Reporter, runs: int) -> None:
-        self._reporter, self._runs = reporter, runs
-        self._lines = 0
-        self._begun = time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        """The rig's first line is about the text; every other one ends a run."""
-        self._reporter.say(line)
-        left = self._runs - self._lines
-        if self._lines == 0:
-            self._reporter.begin(self._runs)
-        elif self._lines == 1:
-            each = time.monotonic() - self._begun
-            self._reporter.say(f"{left} more to train and measure, about {duration(each * left)}, or a few beyond that")
-        if left > 0:
-            self._reporter.step("training")
-        self._lines += 1

@@ -120,12 +120,15 @@ class MethodBench:
         workloads: what is run, in this order.
         headline: the metrics that stand beside the paper's claim, the most telling first.
         needs_gpu: whether it says nothing without a GPU; a quick run goes everywhere.
+        trained: the embedded checkpoint that the method has made of the built-in model and runs beside it, where no
+            other model is asked for.
     """
 
     baseline: tuple[str, ...] = ()
     workloads: tuple[Workload, ...] = ()
     headline: tuple[str, ...] = ("TTFT",)
     needs_gpu: bool = False
+    trained: str | None = None
 
 
 _LOAD_HEADLINE = ("ITL p99", "ITL p99 (queue)", "probe gap max", "output throughput (queue)", "TTFT p50")

@@ -75,14 +75,14 @@ def test_a_request_whose_tokens_cannot_be_taken(engine):
 
     async def main():
         alone = [await collect(engine, prompt) for prompt in healthy]
-        append = engine.engine._append
+        append = engine.engine.answers.append
 
         def broken(sequence, drawn):
             if sequence.tokens[0] == POISON and sequence.num_output == 3:
                 raise ValueError("no such character")
             append(sequence, drawn)
 
-        engine.engine._append = broken
+        engine.engine.answers.append = broken
         assert await survivors(engine, poisoned, healthy) == alone
         assert engine.stats().preemptions == 0, "nobody else noticed"
 

@@ -155,7 +155,7 @@ def test_the_log_does_not_quote_prompts(
             answer = server.post("/v1/completions", {"prompt": secret, "max_tokens": 3})
             assert answer.status_code == 500 and secret not in answer.text
         with monkeypatch.context() as patched:
-            patched.setattr(engine.engine, "_append", leak)
+            patched.setattr(engine.engine.answers, "append", leak)
             answer = server.post("/v1/completions", {"prompt": secret, "max_tokens": 3})
             assert answer.status_code == 500 and secret not in answer.text
         assert server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 3}).status_code == 200

@@ -73,8 +73,8 @@ class LongGen(KVLayout):
 
     @classmethod
     def bench(cls) -> "MethodBench":
-        """Memory and decode over lengths, beside what is still found; of the model that comes with the package it
-        measures the form without the training."""
+        """Memory and decode over lengths, beside what is still found: the converted model beside the one that it was
+        made of. Of another model, `untrained=true` measures the form alone."""
         from headstart.evaluation.method_bench_spec import MethodBench, OfflineLengths, Quality
 
         return MethodBench(
@@ -84,6 +84,7 @@ class LongGen(KVLayout):
                 Quality(("niah_multikey_1", "kv_retrieval", "bits_per_byte"), (8192,), 4),
             ),
             ("KV cache", "decode", "TTFT"),
+            trained="headstart-longgen",
         )
 
     def start(self, checkpoint: Checkpoint) -> None:
