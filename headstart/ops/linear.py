@@ -7,6 +7,7 @@ weight is widened block by block in cache and multiplied in float32, which also 
 pays is measured once per process, not assumed.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,9 @@ _BLOCK_ELEMENTS = 1 << 19
 _BLOCK_COLUMNS = 8192
 # With this many rows the product dominates and one widening of the whole weight is as good as blocks.
 _WHOLE_ROWS = 256
+# A first product that takes so many times what the other takes has not only been slow for want of a warm-up; in float16
+# some CPUs take seconds for what float32 does in milliseconds.
+_HOPELESS = 20.0
 
 
 def empty_weight(out_features: int, in_features: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -152,8 +156,8 @@ def widening_pays_from(dtype: torch.dtype) -> int | None:
             first = None
             for rows in (64, 32, 16, 8, 4, 2):
                 x = torch.full((rows, 1024), 0.01, dtype=dtype)
-                native = _best_time(lambda x=x: F.linear(x, weight))
                 widened = _best_time(lambda x=x: _widened_linear(x, weight, None))
+                native = _best_time(lambda x=x: F.linear(x, weight), hopeless=_HOPELESS * widened)
                 if widened >= native:
                     break
                 first = rows
@@ -162,10 +166,13 @@ def widening_pays_from(dtype: torch.dtype) -> int | None:
         torch.set_num_threads(threads)
 
 
-def _best_time(run: Callable[[], Tensor], repeats: int = 3) -> float:
-    """Seconds of the fastest of a few runs, after one that warms up."""
+def _best_time(run: Callable[[], Tensor], repeats: int = 3, hopeless: float = math.inf) -> float:
+    """Seconds of the fastest of a few runs, after one that warms up; of that one alone where it is beyond hope."""
+    start = time.perf_counter()
     run()
     times = []
+    if (first := time.perf_counter() - start) > hopeless:
+        return first
     for _ in range(repeats):
         start = time.perf_counter()
         run()
